@@ -1,0 +1,1 @@
+"""Label maps: palettes, snapping, remaps, coverage. Torch and numpy only."""
