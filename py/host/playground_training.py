@@ -1,0 +1,87 @@
+"""Trains the playground's models in order and writes the files that ship. `dev.py playground train` runs `main`."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from ..playground.judge import Judge
+from ..playground.recipes import autoencoder, base, image_encoder, judge
+from . import playground
+
+log = logging.getLogger("exemplary")
+
+INITIAL_SEED = 1  # of every network's first weights; the batches have the seed of their schedule
+STAGES = ("autoencoder", "base", "judge", "image_encoder")
+
+
+def _ship(name: str, state: dict[str, Tensor], **facts: object) -> None:
+    """Write one file in float16 beside the others, with what it is in its metadata."""
+    playground.ASSETS.mkdir(parents=True, exist_ok=True)
+    path = playground.ASSETS / f"{name}.safetensors"
+    save_file({key: value.detach().half().contiguous() for key, value in state.items()}, path, {k: str(v) for k, v in facts.items()})
+    log.info("%s: %.1f MB", path.name, path.stat().st_size / 1e6)
+
+
+def _encode_with(model: nn.Module):
+    def encode(images: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return model.taesd_encoder(images.contiguous(memory_format=torch.channels_last)).float()
+
+    return encode
+
+
+def _trained_autoencoder(folder: Path) -> nn.Module:
+    torch.manual_seed(INITIAL_SEED)
+    model = playground.new_autoencoder()
+    autoencoder.train(model, folder)
+    return model
+
+
+def train_autoencoder(folder: Path) -> None:
+    state = _trained_autoencoder(folder).state_dict()
+    _ship("vae", {k: v for k, v in state.items() if k.startswith("taesd_")}, steps=autoencoder.SCHEDULE.steps)
+
+
+def train_base(folder: Path) -> None:
+    encoder = _trained_autoencoder(folder)  # resumed at its end: loads the finished checkpoint
+    torch.manual_seed(INITIAL_SEED)
+    unet, text = playground.new_unet(), playground.new_text_model()
+    base.train(unet, text, _encode_with(encoder), playground.text_features, folder)
+    _ship("unet", unet.state_dict(), steps=base.SCHEDULE.steps)
+    _ship("text_encoder", {f"transformer.{k}": v for k, v in text.state_dict().items()}, steps=base.SCHEDULE.steps)
+
+
+def train_judge(folder: Path) -> None:
+    torch.manual_seed(INITIAL_SEED)
+    model = Judge()
+    judge.train(model, folder)
+    _ship("judge", model.state_dict(), steps=judge.SCHEDULE.steps)
+
+
+def train_image_encoder(folder: Path) -> None:
+    text = playground.new_text_model()
+    shipped = playground.read_weights("text_encoder")
+    text.load_state_dict({k.removeprefix("transformer."): v.float() for k, v in shipped.items()})
+    text.requires_grad_(False)
+    torch.manual_seed(INITIAL_SEED)
+    tower = playground.new_image_encoder(image_encoder.CONFIG)
+    projection = nn.Linear(playground.CONTEXT_DIM, image_encoder.CONFIG["projection_dim"], bias=False)
+    image_encoder.train(tower, projection, playground.image_features, lambda t: playground.pooled_text(text, t), folder)
+    _ship("image_encoder", tower.state_dict(), steps=image_encoder.SCHEDULE.steps)
+    (playground.ASSETS / "image_encoder.json").write_text(json.dumps(image_encoder.CONFIG, indent=1) + "\n", encoding="ascii")
+    shipped["transformer.text_projection.weight"] = projection.weight
+    _ship("text_encoder", shipped, steps=base.SCHEDULE.steps)
+
+
+def main(folder: Path, stages: tuple[str, ...] = STAGES) -> None:
+    """Train the stages in order; checkpoints in `folder` resume, finished stages only write their file again."""
+    runs = {"autoencoder": train_autoencoder, "base": train_base, "judge": train_judge, "image_encoder": train_image_encoder}
+    for stage in stages:
+        log.info("playground: %s", stage)
+        runs[stage](folder)

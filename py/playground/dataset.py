@@ -1,0 +1,42 @@
+"""Batches of drawn scenes for training: drawn in parallel once, kept in memory."""
+
+from __future__ import annotations
+
+import logging
+import os
+from concurrent.futures import ProcessPoolExecutor
+from itertools import cycle, islice
+
+import numpy as np
+
+from .scene import Scene
+from .scenes import SIDE, draw_scene
+
+log = logging.getLogger("exemplary")
+
+#: One round of kinds: half of the scenes are objects, since exactly these are judged word by word.
+MIX = ("objects", "street", "objects", "portrait", "objects", "people")
+
+
+def training_keys(count: int, first: int = 0) -> list[tuple[str, int]]:
+    """The kinds and seeds of `count` training scenes, from number `first` on."""
+    return list(islice(zip(cycle(MIX), range(first, first + count)), count))
+
+
+def _draw(key: tuple[str, int]) -> Scene:
+    return draw_scene(key[0], key[1], SIDE)
+
+
+def draw_many(keys: list[tuple[str, int]], workers: int | None = None) -> list[Scene]:
+    """Draw scenes, in order, on all cores."""
+    workers = workers or os.cpu_count() or 1
+    log.info("drawing %d scenes", len(keys))
+    if workers == 1 or len(keys) < 64:
+        return [_draw(key) for key in keys]
+    with ProcessPoolExecutor(workers) as pool:
+        return list(pool.map(_draw, keys, chunksize=64))
+
+
+def pictures(scenes: list[Scene]) -> np.ndarray:
+    """[n, side, side, 3] uint8."""
+    return np.stack([scene.image for scene in scenes])

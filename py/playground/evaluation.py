@@ -1,0 +1,128 @@
+"""The playground's figures: what is measured, on which held-out scenes. How pictures are made is the caller's business."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .judge import Found, Judge, agreement, as_batch, find_objects, look, shows, stands_in
+from .scene import Instance, Scene
+from .scenes import HELD_OUT, KINDS, draw_scene
+
+#: Makes one picture a prompt: (prompts, seeds) -> [b, 3, h, w] in 0..1.
+Paint = Callable[[Sequence[str], Sequence[int]], Tensor]
+#: The same with a layout: (scenes whose caption and instances are wanted, seeds) -> [b, 3, h, w] in 0..1.
+PaintLayout = Callable[[Sequence[Scene], Sequence[int]], Tensor]
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One measured number with the bound that it is held to, in the words of a report."""
+
+    name: str
+    value: float
+    unit: str
+    bound: float | None = None
+    at_most: bool = False
+
+    @property
+    def met(self) -> bool:
+        if self.bound is None:
+            return True
+        return self.value <= self.bound if self.at_most else self.value >= self.bound
+
+    def __str__(self) -> str:
+        wanted = "" if self.bound is None else f" (wanted: {'at most' if self.at_most else 'at least'} {self.bound:g} {self.unit})"
+        return f"{self.name}: {self.value:.3g} {self.unit}{wanted}{'' if self.met else ' NOT MET'}"
+
+
+def held_out(kind: str, count: int, first: int = 0, **wish) -> list[Scene]:
+    """Scenes that no training has seen."""
+    return [draw_scene(kind, HELD_OUT + first + k, **wish) for k in range(count)]
+
+
+def held_out_layouts(count: int) -> list[Scene]:
+    """Layouts of two, three and four objects in turn."""
+    return [draw_scene("objects", HELD_OUT + 10_000 + k, count=2 + k % 3) for k in range(count)]
+
+
+def as_images(scenes: Sequence[Scene]) -> Tensor:
+    """The drawn pictures, [b, 3, h, w] in 0..1."""
+    return as_batch(np.stack([scene.image for scene in scenes]))
+
+
+def judge_objects(judge: Judge, images: Tensor) -> list[list[Found]]:
+    """What the judge finds in each picture."""
+    return [find_objects(seen) for batch in images.split(32) for seen in look(judge, batch)]
+
+
+def _right(found: list[Found], instances: Sequence[Instance]) -> bool:
+    return all(shows(found, i.name, i.attributes["colour"]) for i in instances)
+
+
+def autoencoder_figures(round_trip: Callable[[Tensor], Tensor], count: int = 64) -> list[Figure]:
+    """PSNR of the VAE on held-out scenes of all kinds."""
+    scenes = [scene for kind in KINDS for scene in held_out(kind, count // len(KINDS), first=20_000)]
+    images = as_images(scenes)
+    error = (round_trip(images).clamp(0, 1) - images).square().flatten(1).mean(dim=1)
+    return [Figure(f"VAE, {len(scenes)} held-out scenes", float(-10 * error.log10().mean()), "dB PSNR", 28.0)]
+
+
+def judge_figures(judge: Judge, count: int = 100) -> list[Figure]:
+    """The judge against drawn scenes: pixels, and whole objects found where they are."""
+    shares: dict[str, list[float]] = {}
+    scenes = [scene for kind in KINDS for scene in held_out(kind, count // len(KINDS), first=30_000)]
+    for scene, seen in zip(scenes, look(judge, as_images(scenes))):
+        for name, share in agreement(seen, scene).items():
+            shares.setdefault(name, []).append(share)
+    figures = [Figure(f"judge, pixels right: {name}", 100 * float(np.mean(v)), "%") for name, v in shares.items()]
+    layouts = held_out_layouts(count)
+    drawn = judge_objects(judge, as_images(layouts))
+    return [*figures, Figure(f"judge, objects of {count} drawn layouts found in place", 100 * success(drawn, layouts), "%")]
+
+
+def success(found: list[list[Found]], layouts: Sequence[Scene]) -> float:
+    """The share of all instances that stand, in the right class and colour, in their box (IoU at least 0.5)."""
+    each = [stands_in(f, i.name, i.attributes["colour"], i.box) for f, scene in zip(found, layouts) for i in scene.instances]
+    return sum(each) / len(each)
+
+
+def text_figures(judge: Judge, paint: Paint, count: int = 200) -> list[Figure]:
+    """Prompts with one and with two objects: are the asked classes there in the asked colours?"""
+    figures = []
+    for objects, bound in ((1, 90.0), (2, 75.0)):
+        scenes = held_out("objects", count // 2, first=40_000 + objects * 1000, count=objects)
+        found = judge_objects(judge, paint([s.caption for s in scenes], list(range(len(scenes)))))
+        share = sum(_right(f, s.instances) for f, s in zip(found, scenes)) / len(scenes)
+        words = "one object" if objects == 1 else "both of two objects"
+        figures.append(Figure(f"text, {len(scenes)} held-out prompts: class and colour right, {words}", 100 * share, "%", bound))
+    return figures
+
+
+def layout_figures(judge: Judge, name: str, with_boxes: PaintLayout, text_alone: PaintLayout, count: int = 100) -> list[Figure]:
+    """Instance success of a layout method and of the same text without boxes, on layouts of two to four objects."""
+    layouts, seeds = held_out_layouts(count), list(range(count))
+    boxes = success(judge_objects(judge, with_boxes(layouts, seeds)), layouts)
+    text = success(judge_objects(judge, text_alone(layouts, seeds)), layouts)
+    ratio = boxes / max(text, 1e-9)
+    return [
+        Figure(f"{name}, {count} held-out layouts: instance success", 100 * boxes, "%"),
+        Figure("the same text without boxes: instance success", 100 * text, "%"),
+        Figure(f"{name} against text alone", ratio, "times", 3.0),
+    ]
+
+
+def load_judge(state: dict[str, Tensor]) -> Judge:
+    """The shipped judge in float32, ready to look."""
+    judge = Judge()
+    judge.load_state_dict({k: v.float() for k, v in state.items()})
+    return judge.eval().requires_grad_(False)
+
+
+def contact_sheet(images: Tensor) -> np.ndarray:
+    """Pictures [b, 3, h, w] side by side, [h, b * w, 3] uint8."""
+    return torch.cat(list(images), dim=2).permute(1, 2, 0).mul(255).round().byte().numpy()

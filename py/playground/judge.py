@@ -1,0 +1,188 @@
+"""The judge: a small network that says what is drawn where, and how well a picture keeps a promise.
+
+It reads each pixel's class, its colour word and its texture or style word. It is trained on drawn scenes only (`recipes/judge.py`); its own
+accuracy on held-out scenes is part of every report that it writes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from . import world
+from .scene import Box, Scene
+
+#: Colour words by the group that they belong to; a pixel's class says which group can apply.
+COLOUR_GROUPS: dict[str, tuple[str, ...]] = {
+    "colour": tuple(world.COLOURS),
+    "skin": tuple(world.SKINS),
+    "hair": tuple(world.HAIRS),
+    "eyes": tuple(world.EYES),
+    "mouth": tuple(world.MOUTHS),
+    "backdrop": tuple(world.BACKDROPS),
+    "sky": tuple(world.SKIES),
+    "season": tuple(world.GRASSES),
+    "road": tuple(world.ROADS),
+}
+COLOUR_WORDS: tuple[tuple[str, str], ...] = tuple((group, word) for group, words in COLOUR_GROUPS.items() for word in words)
+STYLE_WORDS: tuple[tuple[str, str], ...] = tuple(
+    [("texture", word) for word in world.TEXTURES] + [("style", word) for word in world.HAIR_STYLES]
+)
+IGNORE = 255
+HEADS = {"labels": len(world.CLASS_NAMES), "colours": len(COLOUR_WORDS), "styles": len(STYLE_WORDS)}
+
+#: class -> (group of its colour, attribute of the instance or scene that holds it)
+_COLOUR_OF: dict[str, tuple[str, str]] = {
+    **{name: ("colour", "colour") for name in (*world.OBJECTS, "house", "car")},
+    "clothes": ("colour", "shirt"),
+    "skin": ("skin", "skin"),
+    "hair": ("hair", "hair"),
+    "eye": ("eyes", "eyes"),
+    "mouth": ("mouth", "mouth"),
+    "backdrop": ("backdrop", "backdrop"),
+    "sky": ("sky", "sky"),
+    "grass": ("season", "season"),
+    "road": ("road", "road"),
+}
+_STYLE_OF: dict[str, tuple[str, str]] = {**{name: ("texture", "texture") for name in world.OBJECTS}, "hair": ("style", "style")}
+
+
+def _words_of(scene: Scene, of: dict[str, tuple[str, str]], words: tuple[tuple[str, str], ...]) -> np.ndarray:
+    """[h, w] uint8: the position in `words` of each pixel's word, IGNORE where the scene says none."""
+    out = np.full(scene.labels.shape, IGNORE, dtype=np.uint8)
+    for number in range(len(scene.instances) + 1):
+        attributes = scene.instances[number - 1].attributes if number else scene.attributes
+        here = scene.instance_map == number
+        for label in np.unique(scene.labels[here]):
+            group, key = of.get(world.CLASS_NAMES[label], ("", ""))
+            if (group, attributes.get(key, "")) in words:
+                out[here & (scene.labels == label)] = words.index((group, attributes[key]))
+    return out
+
+
+def truth(scene: Scene) -> dict[str, np.ndarray]:
+    """What the judge should say of a drawn scene: three maps [h, w] uint8, named as the heads."""
+    return {
+        "labels": scene.labels,
+        "colours": _words_of(scene, _COLOUR_OF, COLOUR_WORDS),
+        "styles": _words_of(scene, _STYLE_OF, STYLE_WORDS),
+    }
+
+
+def _block(c_in: int, c_out: int, stride: int = 1) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(c_in, c_out, 3, stride, 1, bias=False),
+        nn.GroupNorm(8, c_out),
+        nn.SiLU(),
+        nn.Conv2d(c_out, c_out, 3, 1, 1, bias=False),
+        nn.GroupNorm(8, c_out),
+        nn.SiLU(),
+    )
+
+
+class Judge(nn.Module):
+    """Pictures [b, 3, h, w] in 0..1, h and w multiples of 16 -> logits [b, k, h/2, w/2] for each head."""
+
+    def __init__(self, width: int = 32) -> None:
+        super().__init__()
+        sizes = [width, width * 2, width * 3, width * 4]
+        self.down = nn.ModuleList([_block(a, b, 2) for a, b in zip([3, *sizes], sizes)])
+        self.up = nn.ModuleList([_block(a + b, b) for a, b in zip(sizes[:0:-1], sizes[-2::-1])])
+        self.heads = nn.ModuleDict({name: nn.Conv2d(width, count, 1) for name, count in HEADS.items()})
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        x, skips = images * 2 - 1, []
+        for down in self.down:
+            x = down(x)
+            skips.append(x)
+        for up, skip in zip(self.up, skips[-2::-1]):
+            x = up(torch.cat([F.interpolate(x, scale_factor=2.0, mode="nearest"), skip], dim=1))
+        return {name: head(x) for name, head in self.heads.items()}
+
+
+@dataclass(frozen=True)
+class Found:
+    """One thing that the judge sees: `box` x0, y0, x1, y1 in 0..1, `area` the share of the picture."""
+
+    name: str
+    box: Box
+    area: float
+    colour: str
+    texture: str
+
+
+def iou(a: Box, b: Box) -> float:
+    """Intersection over union of two boxes."""
+    width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
+    both = max(width, 0.0) * max(height, 0.0)
+    union = (a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - both
+    return both / union if union > 0 else 0.0
+
+
+def _word_in(logits: Tensor, here: Tensor, words: tuple[tuple[str, str], ...], group: str) -> str:
+    """The word of `group` that the pixels `here` vote for; logits [k, h, w]."""
+    members = [k for k, (g, _) in enumerate(words) if g == group]
+    votes = logits[members][:, here].float().softmax(dim=0).mean(dim=1)
+    return words[members[int(votes.argmax())]][1]
+
+
+@torch.no_grad()
+def look(judge: Judge, images: Tensor) -> list[dict[str, Tensor]]:
+    """The logits of every picture [b, 3, h, w] in 0..1, one dict of [k, h/2, w/2] a picture."""
+    out = judge(images)
+    return [{name: logits[row] for name, logits in out.items()} for row in range(len(images))]
+
+
+def find_objects(seen: dict[str, Tensor], smallest: float = 0.008) -> list[Found]:
+    """The objects in one picture, largest first: connected places of one object class with at least `smallest` of the area."""
+    from scipy import ndimage
+
+    labels = seen["labels"].argmax(dim=0).cpu().numpy()
+    h, w = labels.shape
+    found = []
+    for name in world.OBJECTS:
+        # A one-pixel gap (a fish's tail, an outline) does not make two things of one.
+        parts, count = ndimage.label(ndimage.binary_dilation(labels == world.LABEL[name]))
+        for number in range(1, count + 1):
+            here = (parts == number) & (labels == world.LABEL[name])
+            area = float(here.mean())
+            if area < smallest:
+                continue
+            ys, xs = np.nonzero(here)
+            box = (float(xs.min() / w), float(ys.min() / h), float((xs.max() + 1) / w), float((ys.max() + 1) / h))
+            mask = torch.from_numpy(here)
+            colour = _word_in(seen["colours"], mask, COLOUR_WORDS, "colour")
+            texture = _word_in(seen["styles"], mask, STYLE_WORDS, "texture")
+            found.append(Found(name, box, area, colour, texture))
+    return sorted(found, key=lambda f: -f.area)
+
+
+def shows(found: list[Found], name: str, colour: str) -> bool:
+    """Is there a thing of this class and this colour?"""
+    return any(f.name == name and f.colour == colour for f in found)
+
+
+def stands_in(found: list[Found], name: str, colour: str, box: Box, overlap: float = 0.5) -> bool:
+    """Instance success: a thing of this class and colour whose box has at least `overlap` IoU with the asked one."""
+    return any(f.name == name and f.colour == colour and iou(f.box, box) >= overlap for f in found)
+
+
+def agreement(seen: dict[str, Tensor], scene: Scene) -> dict[str, float]:
+    """The share of pixels on which the judge and a drawn scene agree, for each head (where the scene says something)."""
+    shares = {}
+    for name, expected in truth(scene).items():
+        half = torch.from_numpy(expected[::2, ::2].astype(np.int64))
+        said = half != IGNORE
+        if said.any():
+            shares[name] = float((seen[name].argmax(dim=0).cpu() == half)[said].float().mean())
+    return shares
+
+
+def as_batch(pictures: np.ndarray) -> Tensor:
+    """Pictures [b, h, w, 3] uint8 -> [b, 3, h, w] float in 0..1."""
+    return rearrange(torch.from_numpy(pictures).float() / 255, "b h w c -> b c h w")

@@ -1,0 +1,59 @@
+"""The VAE: TAESD's architecture trained from nothing on drawn scenes.
+
+The decoder learns to undo the encoder while the latents are jittered a little: the diffusion model's latents will never be exact.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ...training.loop import Schedule, fit
+from ..dataset import draw_many, pictures, training_keys
+
+SCENES = 6000
+CROP = 64  # pixels; convolutions only, so that crops train what whole pictures use
+BATCH = 16
+JITTER = 0.04  # of a latent's standard deviation, which is held near one
+SCHEDULE = Schedule(steps=3000, learning_rate=1.2e-3, warmup=100, final_rate=0.02, weight_decay=0.0, ema=0.995, checkpoint_every=200, seed=11)
+
+
+def _edges(x: Tensor) -> tuple[Tensor, Tensor]:
+    return x[..., 1:, :] - x[..., :-1, :], x[..., 1:] - x[..., :-1]
+
+
+def reconstruction_loss(decoded: Tensor, target: Tensor) -> Tensor:
+    """Squared error, plus absolute error of the pixel differences: edges are what a drawn world consists of."""
+    flat = F.mse_loss(decoded, target)
+    return flat + 0.05 * sum(F.l1_loss(a, b) for a, b in zip(_edges(decoded), _edges(target)))
+
+
+def train(autoencoder: nn.Module, folder: Path, schedule: Schedule = SCHEDULE) -> None:
+    """Train a TAESD module (`taesd_encoder`, `taesd_decoder`) in place; pictures in 0..1."""
+    scenes = torch.from_numpy(pictures(draw_many(training_keys(SCENES)))).permute(0, 3, 1, 2)
+    side = scenes.shape[-1]
+    autoencoder.to(memory_format=torch.channels_last)
+
+    def loss(step: int, rng: torch.Generator) -> Tensor:
+        rows = torch.randint(len(scenes), (BATCH,), generator=rng)
+        y, x = (int(v) for v in torch.randint(0, side - CROP + 1, (2,), generator=rng))
+        batch = scenes[rows, :, y : y + CROP, x : x + CROP].float().div(255).contiguous(memory_format=torch.channels_last)
+        latent = autoencoder.taesd_encoder(batch).float()
+        noisy = latent + JITTER * torch.randn(latent.shape, generator=rng)
+        decoded = autoencoder.taesd_decoder(noisy).float()
+        channel = latent.transpose(0, 1).flatten(1)
+        # Each latent channel near mean 0 and deviation 1: what the diffusion model's noise schedule expects.
+        unit = channel.mean(dim=1).square().mean() + (channel.std(dim=1) - 1).square().mean()
+        return reconstruction_loss(decoded, batch) + 0.01 * unit
+
+    fit("autoencoder", {"autoencoder": autoencoder}, loss, schedule, folder)
+
+
+@torch.no_grad()
+def psnr(autoencoder: nn.Module, images: Tensor) -> float:
+    """Mean PSNR in dB over pictures [n, 3, h, w] in 0..1."""
+    decoded = autoencoder.taesd_decoder(autoencoder.taesd_encoder(images)).clamp(0, 1)
+    return float(-10 * (decoded - images).square().flatten(1).mean(dim=1).log10().mean())

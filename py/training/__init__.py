@@ -1,0 +1,1 @@
+"""The training loop that every trainer of the pack shares, on `accelerate`."""
