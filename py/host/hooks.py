@@ -1,0 +1,76 @@
+"""Where a MODEL can be hooked: its attention layers by the host's own keys, and the one call that installs a technique there."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from . import scope
+from .slots import Technique, replace_attention
+
+LayerKey = tuple[str, int, int]  # ("input" | "middle" | "output", block number, transformer block index)
+
+
+def attention_blocks(unet: Any) -> dict[LayerKey, Any]:
+    """The transformer blocks of a UNet by the key under which the host looks up their patches; {} for a model that is no UNet.
+
+    The middle block is ("middle", 0, i). Blocks have `attn1` (self) and `attn2` (text, None in some video blocks).
+    """
+    if not hasattr(unet, "input_blocks"):
+        return {}
+    middle = [] if unet.middle_block is None else [unet.middle_block]
+    found: dict[LayerKey, Any] = {}
+    for name, blocks in (("input", unet.input_blocks), ("middle", middle), ("output", unet.output_blocks)):
+        for number, block in enumerate(blocks):
+            for layer in block:
+                for index, transformer in enumerate(getattr(layer, "transformer_blocks", ())):
+                    found[name, number, index] = transformer
+    return found
+
+
+def text_layers(model: Any, node: str) -> list[LayerKey]:
+    """Keys of the layers of this MODEL that read the text. Raises ValueError, naming the model, if it has none (Flux and its like)."""
+    blocks = attention_blocks(model.get_model_object("diffusion_model"))
+    keys = [key for key, block in blocks.items() if getattr(block, "attn2", None) is not None]
+    if not keys:
+        raise ValueError(
+            f"{node}: this MODEL is {model_name(model)}, which has no text cross-attention layers. "
+            "Load a checkpoint with a Stable Diffusion 1.x, 2.x or SDXL UNet."
+        )
+    return keys
+
+
+def model_name(model: Any) -> str:
+    """What to call a MODEL in a message: the host's own class for it, such as SD15 or SDXL or Flux."""
+    return type(getattr(model.model, "model_config", model.model)).__name__
+
+
+def install(model: Any, techniques: dict[str, Technique], keys: list[LayerKey]) -> Any:
+    """A clone of this MODEL with one technique per kind of attention, {"attn1" | "attn2": technique}, in these layers."""
+    clone = model.clone()
+    scope.install(clone)
+    for name, technique in techniques.items():
+        replace_attention(clone, name, technique, keys)
+    return clone
+
+
+def install_list_patch(model: Any, name: str, patch: Any) -> Any:
+    """A clone of this MODEL with a patch of the list kind ("attn1_output_patch", "input_block_patch" ...), which all compose."""
+    clone = model.clone()
+    scope.install(clone)
+    clone.set_model_patch(patch, name)
+    return clone
+
+
+def running_block(options: dict) -> Any:
+    """The transformer block that is calling us, of the network that is really running. None outside of a model call."""
+    unet, run = scope.network(options), scope.current(options)
+    if unet is None or options.get("block") is None:
+        return None
+    blocks = attention_blocks(unet) if run is None else run.keep(("blocks", unet), lambda: attention_blocks(unet))
+    return blocks.get(layer_key(options))
+
+
+def layer_key(options: dict) -> LayerKey:
+    """The key of the layer that is calling us."""
+    name, number = options["block"][:2]
+    return name, number, options.get("block_index", 0)

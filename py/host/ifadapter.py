@@ -1,0 +1,211 @@
+"""IFAdapter's room: phrases in boxes -> hooks on the host's MODEL. For now the weight-free method (`py/ifadapter/attention.py`)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from comfy.ldm.modules.attention import optimized_attention
+from torch import Tensor
+
+from ..ifadapter.attention import Group, Settings, fusion_weights, owners, plan_groups, regional_change, separated
+from ..ifadapter.instances import Instances, short
+from . import grids, hooks, notices, scope
+from .schedule import PercentRange
+from .scope import Run
+
+NODE = "Apply IFAdapter"
+MOST_SEPARATED = 64  # each instance costs a channel per head in self-attention
+
+
+@dataclass(frozen=True, eq=False)
+class Layout:
+    """Instances with their encoded phrases. Like a CONDITIONING it is made once by a node and only ever read.
+
+    Args:
+        texts: one [m, c] per instance, and one more if there is a background phrase.
+    """
+
+    instances: Instances
+    texts: tuple[Tensor, ...]
+    strength: float
+    percent: PercentRange
+    settings: Settings = field(default_factory=Settings)
+
+    @property
+    def has_background(self) -> bool:
+        return len(self.texts) > len(self.instances)
+
+    @property
+    def frames(self) -> int:
+        return max((i.mask.shape[0] for i in self.instances if i.mask is not None), default=1)
+
+    def weights(self, run: Run, grid: grids.Grid, view: grids.View) -> Tensor:
+        """[f, i, h, w] of one grid, made once per run."""
+        make = partial(fusion_weights, self.instances.items, *grid, background=self.has_background, view=view, settings=self.settings)
+        return run.keep((self, "weights", grid, view), make)
+
+    def check(self, run: Run) -> None:
+        latents = run.latent_shape[0]
+        for instance in self.instances:
+            if instance.mask is not None and instance.mask.shape[0] not in (1, latents):
+                raise grids.batch_error(NODE, f"the mask of instance {short(instance.phrase)}", instance.mask.shape[0], latents)
+
+    def __deepcopy__(self, memo: dict) -> Layout:
+        return self
+
+
+@dataclass(frozen=True, eq=False)
+class _LayoutTechnique:
+    """What both hooks share: the window of the schedule, the rows and places of a call."""
+
+    layout: Layout
+
+    def __deepcopy__(self, memo: dict) -> Any:
+        return self
+
+    def before_run(self, run: Run) -> None:
+        self.layout.check(run)
+
+    def active(self, options: dict) -> bool:
+        run = scope.current(options)
+        return run is not None and run.inside(self.layout.percent, options)
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, options: dict, text: Tensor) -> Tensor | None:
+        run = scope.current(options)
+        grid = grids.layer_grid(options, q.shape[1])
+        chunks = grids.conditional_chunks(options, q.shape[0])
+        if grid is None or chunks is None:
+            run.once(f"{NODE}: another node rearranges the places of an attention layer; the boxes are not applied there.")
+            return None
+        change = None
+        for chunk, first, last in chunks:
+            view = grids.chunk_view(run, options, chunk)
+            if view is None:
+                run.once(f"{NODE}: the model is given a part of the picture (a tiled sampler?), whose place is unknown; the boxes are not applied.")
+                continue
+            part = self.change(run, grid, view, q[first:last], k[first:last], v[first:last], options, text[first:last])
+            if part is not None:
+                change = torch.zeros_like(text) if change is None else change
+                change[first:last] = part
+        return change
+
+    def change(
+        self, run: Run, grid: grids.Grid, view: grids.View, q: Tensor, k: Tensor, v: Tensor, options: dict, text: Tensor
+    ) -> Tensor | None:
+        raise NotImplementedError
+
+
+class RegionalText(_LayoutTechnique):
+    """attn2: the places of an instance read their own phrase."""
+
+    def change(self, run, grid, view, q, k, v, options, text):
+        block = hooks.running_block(options)
+        if block is None:
+            return None
+        groups = run.keep((self, "groups", grid, view, q.device, q.dtype), partial(self._groups, run, grid, view, q))
+        if not groups:
+            return None
+        project = partial(self._projected, block, groups, q)
+        # With gradients each step needs a graph of its own.
+        changing = run.weights_may_change() or torch.is_grad_enabled()
+        keys, values = project() if changing else run.keep((self, "projected", block, grid, view, q.device, q.dtype), project)
+        frames = grids.frame_indices(options, q.shape[0])
+        return regional_change(q, text, groups, keys, values, frames, _attend(options))
+
+    def _groups(self, run: Run, grid: grids.Grid, view: grids.View, q: Tensor) -> list[Group]:
+        weights = self.layout.strength * self.layout.weights(run, grid, view)
+        return [group.to(q.device, q.dtype) for group in plan_groups(weights, [len(text) for text in self.layout.texts])]
+
+    def _projected(self, block: Any, groups: list[Group], q: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        # The layers are called, never their weights read: they may be quantised, offloaded or carry a LoRA.
+        tokens = [grids.on(torch.stack([self.layout.texts[i] for i in group.members.tolist()]), q) for group in groups]
+        return [block.attn2.to_k(t) for t in tokens], [block.attn2.to_v(t) for t in tokens]
+
+
+class SeparateInstances(_LayoutTechnique):
+    """attn1: the places of different instances look at each other less."""
+
+    def change(self, run, grid, view, q, k, v, options, text):
+        settings = self.layout.settings
+        if grid[0] * grid[1] > settings.separate_max_cells or k.shape[1] != q.shape[1]:
+            return None
+        owner = run.keep((self, "owners", grid, view, q.device), lambda: self._owners(run, grid, view).to(q.device))
+        rows = [0 if owner.shape[0] == 1 else frame for frame in grids.frame_indices(options, q.shape[0])]
+        return separated(q, k, v, options["n_heads"], owner[rows], settings, _attend(options)) - text
+
+    def _owners(self, run: Run, grid: grids.Grid, view: grids.View) -> Tensor:
+        return owners(self.layout.weights(run, grid, view), len(self.layout.instances))
+
+
+def _attend(options: dict) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """The host's attention for rows of our own making: all of them conditional, whatever the whole call holds."""
+    ours = {**options, "cond_or_uncond": [0]}
+
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return optimized_attention(q, k, v, options["n_heads"], attn_precision=options.get("attn_precision"), transformer_options=ours)
+
+    return attend
+
+
+def apply(
+    model: Any,
+    clip: Any,
+    instances: Instances,
+    strength: float = 1.0,
+    start_percent: float = 0.0,
+    end_percent: float = 1.0,
+    background: str = "",
+    adapter: Any = None,
+    settings: Settings = Settings(),
+) -> Any:
+    """A MODEL that draws each instance in its box. The given one is not changed; with nothing to do it is returned as it is.
+
+    Raises:
+        ValueError: before anything is sampled, naming what was found and what to do.
+    """
+    percent = PercentRange.checked(start_percent, end_percent, NODE)
+    if not 0.0 <= strength <= 2.0:  # also refuses NaN
+        raise ValueError(f"{NODE}: strength is {strength}; it must be a number from 0 to 2.")
+    if adapter is not None:
+        raise ValueError(f"{NODE}: trained IFAdapter weights are not supported yet. Disconnect the adapter to use the weight-free method.")
+    keys = hooks.text_layers(model, NODE)
+    if not len(instances):
+        notices.tell(f"{NODE}: there are no instances, so the model is passed on unchanged.")
+        return model
+    if strength == 0.0 or percent.empty:
+        return model
+    if clip is None:
+        raise ValueError(f"{NODE}: the CLIP input is empty. Connect the CLIP of the checkpoint; a diffusion model file has none inside.")
+    phrases = [instance.phrase for instance in instances] + ([background] if background.strip() else [])
+    layout = Layout(instances, _encoded(clip, phrases), strength, percent, settings)
+    _check_width(model, keys, layout.texts[0].shape[-1])
+    patched = hooks.install(model, {"attn2": RegionalText(layout)}, keys)
+    if not (settings.separate or settings.separate_outside):
+        return patched
+    if len(instances) > MOST_SEPARATED:
+        notices.tell(f"{NODE}: {len(instances)} instances are too many to separate in self-attention (at most {MOST_SEPARATED}); only their phrases are applied.")
+        return patched
+    return hooks.install(patched, {"attn1": SeparateInstances(layout)}, keys)
+
+
+def _encoded(clip: Any, phrases: list[str]) -> tuple[Tensor, ...]:
+    """Each phrase alone through the host's CLIP, as CLIPTextEncode would: [m, c], any prompt syntax included."""
+    done: dict[str, Tensor] = {}
+    for phrase in phrases:
+        if phrase not in done:
+            done[phrase] = clip.encode_from_tokens(clip.tokenize(phrase))[0].detach()
+    return tuple(done[phrase] for phrase in phrases)
+
+
+def _check_width(model: Any, keys: list[hooks.LayerKey], found: int) -> None:
+    blocks = hooks.attention_blocks(model.get_model_object("diffusion_model"))
+    needed = getattr(blocks[keys[0]].attn2.to_k, "in_features", None)
+    if needed is not None and needed != found:
+        raise ValueError(
+            f"{NODE}: this CLIP gives text of width {found}, but the MODEL ({hooks.model_name(model)}) reads width {needed}. "
+            "Connect the CLIP that came with the same checkpoint."
+        )

@@ -1,0 +1,113 @@
+"""Tiny random models from the host's own classes: the hook points are the real ones, a sampling step takes milliseconds."""
+
+from __future__ import annotations
+
+import hashlib
+
+import comfy.model_base
+import comfy.model_management
+import comfy.model_patcher
+import comfy.sample
+import comfy.supported_models
+import torch
+
+NEGATIVE = "negative"
+
+
+class TinySD15(comfy.supported_models.SD15):
+    unet_config = {**comfy.supported_models.SD15.unet_config, "model_channels": 32, "context_dim": 64}
+    unet_extra_config = {"num_heads": 2, "num_head_channels": -1}
+
+
+class TinySDXL(comfy.supported_models.SDXL):
+    """Depth above 1, no attention on the first level, width 2048 of the text, pooled vectors: what differs from SD1.5."""
+
+    unet_config = {**comfy.supported_models.SDXL.unet_config, "model_channels": 32, "adm_in_channels": 2816}
+    unet_extra_config = {"num_heads": -1, "num_head_channels": 16}
+
+
+SHAPES = {
+    TinySD15: {
+        "transformer_depth": [1, 1, 1],
+        "transformer_depth_output": [1, 1, 1, 1, 1, 1],
+        "transformer_depth_middle": 1,
+        "num_res_blocks": [1, 1, 1],
+    },
+    TinySDXL: {
+        "transformer_depth": [0, 2, 3],
+        "transformer_depth_output": [0, 0, 2, 2, 3, 3],
+        "transformer_depth_middle": 3,
+        "num_res_blocks": [1, 1, 1],
+        "num_classes": "sequential",
+    },
+}
+
+
+def tiny_model(config_class=TinySD15, seed: int = 0, prediction: str = "eps"):
+    """A MODEL with random weights. `prediction`: eps, v, zsnr (v with zero terminal SNR) or flow."""
+    config = config_class(
+        {
+            "image_size": 32,
+            "in_channels": 4,
+            "out_channels": 4,
+            "channel_mult": [1, 2, 2],
+            "use_spatial_transformer": True,
+            "legacy": False,
+            "dtype": torch.float32,
+            **config_class.unet_config,
+            **SHAPES[config_class],
+        }
+    )
+    config.set_inference_dtype(torch.float32, None)
+    config.sampling_settings["zsnr"] = prediction == "zsnr"
+    kinds = comfy.model_base.ModelType
+    kind = {"eps": kinds.EPS, "v": kinds.V_PREDICTION, "zsnr": kinds.V_PREDICTION, "flow": kinds.FLOW}[prediction]
+    config.model_type = lambda state_dict, prefix="": kind
+    model = config.get_model({}, "", device=torch.device("cpu"))
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in sorted(model.diffusion_model.named_parameters()):
+            spread = 1.0 if parameter.ndim == 1 else parameter[0].numel() ** -0.5
+            values = torch.randn(parameter.shape, generator=generator) * spread
+            parameter.copy_(values * 0.1 + (1.0 if name.endswith("weight") else 0.0) if parameter.ndim == 1 else values)
+    device = torch.device("cpu")
+    patcher = getattr(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher)
+    return patcher(model, load_device=device, offload_device=device)
+
+
+class TinyCLIP:
+    """The two calls of the host's CLIP that encode a text. Deterministic; 77 tokens for each 75 words begun."""
+
+    def __init__(self, width: int = 64):
+        self.width = width
+        self.encoded: list[str] = []
+
+    def tokenize(self, text):
+        return text
+
+    def encode_from_tokens(self, tokens):
+        self.encoded.append(tokens)
+        seed = int.from_bytes(hashlib.sha256(tokens.encode()).digest()[:4], "big")
+        length = 77 * max(1, -(-len(tokens.split()) // 75))
+        return torch.randn(1, length, self.width, generator=torch.Generator().manual_seed(seed))
+
+
+def text_width(model) -> int:
+    return model.model.model_config.unet_config["context_dim"]
+
+
+def conditioning(model, text: str, **extra):
+    """CONDITIONING as CLIPTextEncode gives it."""
+    cond = TinyCLIP(text_width(model)).encode_from_tokens(text)
+    pooled = torch.randn(1, 1280, generator=torch.Generator().manual_seed(len(text)))
+    return [[cond, {"pooled_output": pooled, **extra}]]
+
+
+def sample(model, positive=None, negative=None, *, steps=2, cfg=5.0, size=(16, 16), batch=1, seed=0, sampler="euler", scheduler="normal", **more):
+    """The host's own sampling, as KSampler runs it; [b, 4, h, w]."""
+    positive = conditioning(model, "a street") if positive is None else positive
+    negative = conditioning(model, NEGATIVE) if negative is None else negative
+    latent = torch.zeros(batch, 4, *size)
+    noise = torch.randn(latent.shape, generator=torch.Generator().manual_seed(seed))
+    with torch.inference_mode():
+        return comfy.sample.sample(model, noise, steps, cfg, sampler, scheduler, positive, negative, latent, disable_pbar=True, seed=seed, **more)
