@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from functools import cache
 
 import numpy as np
 
@@ -42,11 +42,17 @@ class Palette:
 
     def __post_init__(self) -> None:
         if len(self.names) != len(self.colours):
-            raise ValueError(f"palette {self.name!r}: {len(self.names)} names but {len(self.colours)} colours; give one colour a class.")
+            raise ValueError(
+                f"palette {self.name!r}: {len(self.names)} names but {len(self.colours)} colours; give one colour a class."
+            )
         if len(self.names) > MAX_CLASSES:
-            raise ValueError(f"palette {self.name!r}: {len(self.names)} classes; a semantic map holds at most {MAX_CLASSES}. Merge some.")
+            raise ValueError(
+                f"palette {self.name!r}: {len(self.names)} classes; a semantic map holds at most {MAX_CLASSES}. Merge some."
+            )
         if not all(0 <= channel <= 255 for colour in (*self.colours, self.void_colour) for channel in colour):
-            raise ValueError(f"palette {self.name!r}: a colour lies outside 0..255; give red, green and blue as whole numbers 0..255.")
+            raise ValueError(
+                f"palette {self.name!r}: a colour lies outside 0..255; give red, green and blue as whole numbers 0..255."
+            )
         labels: dict[str, int] = {}
         for label, name in enumerate(self.names):
             if labels.setdefault(_plain(name), label) != label:
@@ -97,13 +103,17 @@ class Palette:
         if not name or len(name) > _MAX_NAME:
             raise ValueError(f"class name: {name[:40]!r} has {len(name)} characters; give 1 to {_MAX_NAME}.")
         if re.search(r",|\n|->", name):
-            raise ValueError(f"class name: {name!r} holds a comma, a line break or '->', which separate names in lists; leave it out.")
+            raise ValueError(
+                f"class name: {name!r} holds a comma, a line break or '->', which separate names in lists; leave it out."
+            )
         colours = (*self.colours, colour or _free_colour((*self.colours, self.void_colour)))
         void_colour = self.void_colour if self.void_colour not in colours else _free_void_colour(colours)
         return replace(self, names=(*self.names, name), colours=colours, void_colour=void_colour)
 
     def _suggestion(self, name: str) -> str:
-        close = [self.names[self._labels[plain]] for plain in difflib.get_close_matches(_plain(name), self._labels, n=3, cutoff=0.6)]
+        close = [
+            self.names[self._labels[plain]] for plain in difflib.get_close_matches(_plain(name), self._labels, n=3, cutoff=0.6)
+        ]
         if close:
             return f"Did you mean {' or '.join(repr(word) for word in close)}?"
         listed = ", ".join(self.names[:24]) + (", ..." if len(self.names) > 24 else "")
@@ -148,7 +158,7 @@ def palette_of_colours(colours: list[Colour]) -> Palette:
 PALETTE_NAMES: tuple[str, ...] = ("Cityscapes / BDD100K", "ADE20K", "COCO-Stuff", "CelebAMask-HQ", "playground")
 
 
-@lru_cache(maxsize=None)
+@cache
 def named_palette(name: str) -> Palette:
     """One of PALETTE_NAMES.
 
@@ -177,7 +187,7 @@ def same_thing(name: str) -> tuple[str, ...]:
     return _same_things().get(_plain(name), ())
 
 
-@lru_cache(maxsize=1)
+@cache
 def _same_things() -> dict[str, tuple[str, ...]]:
     groups = [tuple(_plain(word) for word in line.split(",")) for line in palette_data.SAME_THING.strip().splitlines()]
     return {word: tuple(other for other in group if other != word) for group in groups for word in group}

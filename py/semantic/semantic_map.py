@@ -30,7 +30,9 @@ class SemanticMap:
     def __post_init__(self) -> None:
         labels = self.labels
         if labels.ndim != 3 or labels.numel() == 0:
-            raise ValueError(f"semantic map: labels of shape {tuple(labels.shape)}; give [batch, height, width] with at least one pixel.")
+            raise ValueError(
+                f"semantic map: labels of shape {tuple(labels.shape)}; give [batch, height, width] with at least one pixel."
+            )
         if labels.is_floating_point() or labels.is_complex():
             raise ValueError(f"semantic map: labels of type {labels.dtype}; give whole numbers.")
         if labels.dtype != torch.uint8:

@@ -88,6 +88,21 @@ def colours_of_image(image: Tensor, tolerance: float = 32.0) -> Palette:
     return palette_of_colours(chosen)
 
 
+#: The choice that means: make a palette from the picture.
+AUTOMATIC = "colours in this image"
+
+
+def choose_palette(image: Tensor, name: str, tolerance: float, like: SemanticMap | None = None) -> Palette:
+    """The palette of `like` if there is one, else one of PALETTE_NAMES by name, else (AUTOMATIC) the picture's own.
+
+    Raises:
+        ValueError: an unknown name, or as `colours_of_image`.
+    """
+    if like is not None:
+        return like.palette
+    return colours_of_image(image, tolerance) if name == AUTOMATIC else named_palette(name)
+
+
 @dataclass(frozen=True)
 class PaletteFit:
     """How much of a picture lies within the tolerance of a palette's colours (void's colour not counted), 0..1."""
@@ -152,7 +167,9 @@ def _distinct(rgb: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return colours, np.take(rank, codes, mode="clip")
 
 
-def _nearest(colours: np.ndarray, palette: Palette, present: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _nearest(
+    colours: np.ndarray, palette: Palette, present: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The palette colour nearest to each colour: its label [u], its distance [u], and the distance of the runner-up [u].
 
     Of classes that share a colour it is the first, void comes last. `present` [256] bool: consider these labels only.
@@ -190,7 +207,9 @@ class _Nearest:
     runners_up: np.ndarray
 
 
-def _clean(rgb: np.ndarray, labels: np.ndarray, indices: np.ndarray, found: _Nearest, palette: Palette, tolerance: float) -> np.ndarray:
+def _clean(
+    rgb: np.ndarray, labels: np.ndarray, indices: np.ndarray, found: _Nearest, palette: Palette, tolerance: float
+) -> np.ndarray:
     """Labels [h, w] of one picture in which edges show no class that stands on neither side.
 
     1. An area is where a 2x2 block has one colour up to noise and one label. Only classes that have an area are in the picture;
