@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from . import ifadapter
+from . import ifadapter, playground, semantic_map
 
 
 def node_classes() -> list:
     """Every node of the pack, in the order of the menu."""
-    modules: list = [ifadapter]
-    return [node for module in modules for node in module.NODES]
+    return [node for module in (semantic_map, ifadapter, playground) for node in module.NODES]

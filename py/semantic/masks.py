@@ -1,0 +1,129 @@
+"""Named masks to a map, and back."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .palettes import VOID, Palette, own_palette
+from .semantic_map import SemanticMap, broadcast_batch
+
+
+def paint_mask(
+    semantic_map: SemanticMap | None,
+    mask: Tensor,
+    class_name: str,
+    *,
+    palette: Palette | None = None,
+    background: str = "",
+    threshold: float = 0.5,
+) -> SemanticMap:
+    """Put one class where the mask is, over what is there; then give the places that are still void to the background class.
+
+    Args:
+        semantic_map: what to paint on. None starts with a void map of the mask's size.
+        mask: [b, h, w] or [h, w] in 0..1. A mask of another size than the map is resized. 1 mask serves every map and the reverse.
+        class_name: a class of the palette, or void to erase. An open palette takes new names.
+        palette: for the first mask only; None is the open palette without classes.
+        background: a class as above, or empty for none.
+        threshold: where the mask is at least this, the class stands.
+
+    Raises:
+        ValueError: an unknown or empty class name, NaN in the mask, a mask without pixels, batches that do not match.
+    """
+    mask = _checked(mask)
+    if not 0.0 < threshold <= 1.0:
+        raise ValueError(f"threshold: {threshold} would take everything or nothing; give a number above 0 and at most 1.")
+    if semantic_map is None:
+        labels = torch.full(mask.shape, VOID, dtype=torch.uint8)
+        palette = own_palette() if palette is None else palette
+    else:
+        labels, palette = semantic_map.labels, semantic_map.palette
+    palette, label = _label_of(palette, class_name, "class_name")
+    fill = VOID
+    if background.strip():
+        palette, fill = _label_of(palette, background, "background")
+    batch = broadcast_batch(len(mask), len(labels), "mask", "semantic_map")
+    if mask.shape[1:] != labels.shape[1:]:
+        mask = F.interpolate(mask[:, None], size=labels.shape[1:], mode="bilinear", align_corners=False, antialias=True)[:, 0]
+    labels = labels.expand(batch, -1, -1).masked_fill(mask >= threshold, label)
+    if fill != VOID:
+        labels = labels.masked_fill_(labels == VOID, fill)
+    return SemanticMap(labels, palette)
+
+
+def map_from_masks(
+    masks: Iterable[tuple[str, Tensor]], palette: Palette | None = None, background: str = "", threshold: float = 0.5
+) -> SemanticMap:
+    """A map from (class name, mask) pairs in painting order: where masks overlap, the later one wins. Otherwise as `paint_mask`.
+
+    Raises:
+        ValueError: no mask at all, or as `paint_mask`.
+    """
+    pairs = list(masks)
+    if not pairs:
+        raise ValueError("masks: there is none; give at least one mask with its class name.")
+    semantic_map = None
+    for place, (class_name, mask) in enumerate(pairs, start=1):
+        fill = background if place == len(pairs) else ""
+        semantic_map = paint_mask(semantic_map, mask, class_name, palette=palette, background=fill, threshold=threshold)
+    return semantic_map
+
+
+def mask_of_classes(semantic_map: SemanticMap, classes: str) -> Tensor:
+    """Where the listed classes are, [b, h, w] float32, 1 there and 0 elsewhere. A class that the map does not show gives zeros.
+
+    Args:
+        classes: names or labels, separated by commas or lines; `*` is every class, without void.
+
+    Raises:
+        ValueError: nothing listed, or a name that is no class of the palette.
+    """
+    wanted = class_labels(semantic_map.palette, classes, "classes")
+    if not wanted:
+        raise ValueError(f"classes: nothing is listed; name at least one of: {present_names(semantic_map)}.")
+    table = torch.zeros(256)
+    table[wanted] = 1.0
+    return table[semantic_map.labels.int()]
+
+
+def class_labels(palette: Palette, classes: str, where: str) -> list[int]:
+    """The labels of names separated by commas or lines, each once, in order; `*` is every class. `where` names the input.
+
+    Raises:
+        ValueError: a name that is no class of the palette.
+    """
+    labels: dict[int, None] = {}
+    for word in filter(None, (part.strip() for part in re.split(r"[,\n]", classes))):
+        for label in range(len(palette.names)) if word == "*" else (palette.label(word, where),):
+            labels[label] = None
+    return list(labels)
+
+
+def present_names(semantic_map: SemanticMap, most: int = 24) -> str:
+    """The classes that the map shows, the largest first, for messages."""
+    counts = semantic_map.counts().sum(dim=0)
+    present = [label for label in counts.argsort(descending=True, stable=True).tolist() if counts[label] > 0]
+    names = [semantic_map.palette.class_name(label) for label in present[:most]]
+    return ", ".join(names + ["..."] if len(present) > most else names)
+
+
+def _checked(mask: Tensor) -> Tensor:
+    if mask.ndim < 2 or mask.numel() == 0:
+        raise ValueError(f"mask: shape {tuple(mask.shape)}; a mask is [batch, height, width] with at least one pixel.")
+    mask = mask.detach().to("cpu", torch.float32).reshape(-1, *mask.shape[-2:])
+    if not torch.isfinite(mask).all():
+        raise ValueError("mask: it holds NaN or infinite values; the node that made it failed. Make the mask again, or draw one.")
+    return mask
+
+
+def _label_of(palette: Palette, name: str, where: str) -> tuple[Palette, int]:
+    label = palette.find(name)
+    if label is None and palette.is_open and name.strip():
+        palette = palette.with_class(name)
+        label = palette.find(name)
+    return palette, palette.label(name, where) if label is None else label
