@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -26,18 +26,15 @@ class Layout:
     """Instances with their encoded phrases. Like a CONDITIONING it is made once by a node and only ever read.
 
     Args:
-        texts: one [m, c] per instance, and one more if there is a background phrase.
+        texts: one [m, c] per instance, and one more for what is outside of them, if `background` (its weight, 0..1) is above 0.
     """
 
     instances: Instances
     texts: tuple[Tensor, ...]
     strength: float
     percent: PercentRange
-    settings: Settings = field(default_factory=Settings)
-
-    @property
-    def has_background(self) -> bool:
-        return len(self.texts) > len(self.instances)
+    background: float
+    settings: Settings
 
     @property
     def frames(self) -> int:
@@ -45,8 +42,8 @@ class Layout:
 
     def weights(self, run: Run, grid: grids.Grid, view: grids.View) -> Tensor:
         """[f, i, h, w] of one grid, made once per run."""
-        make = partial(fusion_weights, self.instances.items, *grid, background=self.has_background, view=view, settings=self.settings)
-        return run.keep((self, "weights", grid, view), make)
+        settings = {"background": self.background, "view": view, "settings": self.settings}
+        return run.keep((self, "weights", grid, view), partial(fusion_weights, self.instances.items, *grid, **settings))
 
     def check(self, run: Run) -> None:
         latents = run.latent_shape[0]
@@ -180,8 +177,9 @@ def apply(
         return model
     if clip is None:
         raise ValueError(f"{NODE}: the CLIP input is empty. Connect the CLIP of the checkpoint; a diffusion model file has none inside.")
-    phrases = [instance.phrase for instance in instances] + ([background] if background.strip() else [])
-    layout = Layout(instances, _encoded(clip, phrases), strength, percent, settings)
+    outside = 1.0 if background.strip() else settings.quiet_outside
+    phrases = [instance.phrase for instance in instances] + ([background] if outside > 0 else [])
+    layout = Layout(instances, _encoded(clip, phrases), strength, percent, outside, settings)
     _check_width(model, keys, layout.texts[0].shape[-1])
     patched = hooks.install(model, {"attn2": RegionalText(layout)}, keys)
     if not (settings.separate or settings.separate_outside):

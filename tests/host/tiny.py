@@ -43,8 +43,8 @@ SHAPES = {
 }
 
 
-def tiny_model(config_class=TinySD15, seed: int = 0, prediction: str = "eps"):
-    """A MODEL with random weights. `prediction`: eps, v, zsnr (v with zero terminal SNR) or flow."""
+def tiny_model(config_class=TinySD15, seed: int = 0, prediction: str = "eps", scale: float = 1.0):
+    """A MODEL with random weights. `prediction`: eps, v, zsnr (v with zero terminal SNR) or flow. `scale`: of the weight matrices."""
     config = config_class(
         {
             "image_size": 32,
@@ -69,7 +69,7 @@ def tiny_model(config_class=TinySD15, seed: int = 0, prediction: str = "eps"):
         for name, parameter in sorted(model.diffusion_model.named_parameters()):
             spread = 1.0 if parameter.ndim == 1 else parameter[0].numel() ** -0.5
             values = torch.randn(parameter.shape, generator=generator) * spread
-            parameter.copy_(values * 0.1 + (1.0 if name.endswith("weight") else 0.0) if parameter.ndim == 1 else values)
+            parameter.copy_(values * 0.1 + (1.0 if name.endswith("weight") else 0.0) if parameter.ndim == 1 else values * scale)
     device = torch.device("cpu")
     patcher = getattr(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher)
     return patcher(model, load_device=device, offload_device=device)
