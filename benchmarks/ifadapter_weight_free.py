@@ -18,8 +18,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests" / "host")]
 
-import conftest  # noqa: E402,F401  puts the pack and the host on the path
 import comfy.supported_models  # noqa: E402
+import conftest  # noqa: E402,F401  puts the pack and the host on the path
 import torch  # noqa: E402
 from pack.py.host import ifadapter  # noqa: E402
 from pack.py.ifadapter.instances import Instance, Instances  # noqa: E402
@@ -70,7 +70,9 @@ def main() -> int:
     settings = ifadapter.Settings(separate=arguments.separate)
     patched = ifadapter.apply(plain, TinyCLIP(768), LAYOUT, background=arguments.background, settings=settings)
     parameters = sum(p.numel() for p in plain.model.diffusion_model.parameters())
-    print(f"SD1.5 UNet, {parameters / 1e6:.0f} M parameters, {arguments.size} px, 2 rows, float32, {torch.get_num_threads()} threads")
+    print(
+        f"SD1.5 UNet, {parameters / 1e6:.0f} M parameters, {arguments.size} px, 2 rows, float32, {torch.get_num_threads()} threads"
+    )
     times: dict[str, list[tuple[float, float]]] = {"plain": [], "patched": []}
     for pair in range(arguments.pairs + 1):
         for name, model in (("plain", plain), ("patched", patched)):

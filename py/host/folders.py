@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import folder_paths
@@ -19,7 +18,7 @@ def register() -> None:
     extensions, with which it would list every file; a set that is there is extended, never replaced by a smaller one.
     """
     for name in FOLDERS:
-        folder_paths.add_model_folder_path(name, os.path.join(folder_paths.models_dir, name))
+        folder_paths.add_model_folder_path(name, str(Path(folder_paths.models_dir) / name))
         if (SHIPPED / name).is_dir():
             folder_paths.add_model_folder_path(name, str(SHIPPED / name))
         paths, extensions = folder_paths.folder_names_and_paths[name]

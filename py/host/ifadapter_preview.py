@@ -49,7 +49,9 @@ def _drawn(paper: Image.Image, instances: Instances, frame: int) -> Image.Image:
     return paper
 
 
-def _label(draw: ImageDraw.ImageDraw, place: tuple[int, int], text: str, font: ImageFont.ImageFont, width: int, colour: tuple) -> None:
+def _label(
+    draw: ImageDraw.ImageDraw, place: tuple[int, int], text: str, font: ImageFont.ImageFont, width: int, colour: tuple
+) -> None:
     """The phrase on a strip of its colour in the box's upper left corner, cut where the box ends."""
     text = " ".join(text.split())[:200]
     room = max(width - 6, 12)

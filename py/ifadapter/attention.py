@@ -204,7 +204,13 @@ def _group(batch: list[int], cells: list[Tensor], flat: Tensor) -> Group:
 
 
 def regional_change(
-    q: Tensor, text: Tensor, groups: Sequence[Group], keys: Sequence[Tensor], values: Sequence[Tensor], frames: Sequence[int], attend: Attend
+    q: Tensor,
+    text: Tensor,
+    groups: Sequence[Group],
+    keys: Sequence[Tensor],
+    values: Sequence[Tensor],
+    frames: Sequence[int],
+    attend: Attend,
 ) -> Tensor:
     """sum_i w_i (s_i - s_text) for some rows of one layer.
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import json
+import re
+from pathlib import Path
 
 import pytest
 import tiny
@@ -11,6 +14,8 @@ from pack.nodes import ifadapter as nodes
 from pack.py.host import ifadapter, slots
 from pack.py.ifadapter.attention import Settings
 from pack.py.ifadapter.instances import Instance, Instances
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def layout(model, instances, **more):
@@ -166,7 +171,7 @@ def test_bad_values_stop_at_the_node(sd15):
             layout(sd15, one(), **more)
     with pytest.raises(ValueError, match="CLIP input is empty"):
         ifadapter.apply(sd15, None, one())
-    with pytest.raises(ValueError, match="width 2048, but the MODEL .* reads width 64"):
+    with pytest.raises(ValueError, match=r"width 2048, but the MODEL .* reads width 64"):
         ifadapter.apply(sd15, tiny.TinyCLIP(2048), one())
 
 
@@ -177,7 +182,10 @@ def test_no_instances_are_the_model_itself_and_say_so(sd15, caplog):
 
 def test_500_instances_and_phrases_of_any_kind(sd15):
     many = [Instance((n % 25 / 25, n // 25 / 20, n % 25 / 25 + 0.04, n // 25 / 20 + 0.05), f"thing {n % 7}") for n in range(497)]
-    odd = [Instance((0, 0, 1, 1), p) for p in ("word " * 2000, "\U0001f408\u200d\U0001f9ba", "\u05d7\u05ea\u05d5\u05dc \u0642\u0637\u0629")]
+    odd = [
+        Instance((0, 0, 1, 1), p)
+        for p in ("word " * 2000, "\U0001f408\u200d\U0001f9ba", "\u05d7\u05ea\u05d5\u05dc \u0642\u0637\u0629")
+    ]
     clip = tiny.TinyCLIP(64)
     patched = ifadapter.apply(sd15, clip, Instances((*many, *odd)), settings=Settings(separate=1.0))
     assert len(clip.encoded) == 10, "the same phrase is encoded once"
@@ -197,7 +205,9 @@ def test_instances_chain(sd15):
     both = chain(phrase="a cat", x=0.5, instances=first)
     assert (len(first), len(both)) == (1, 2)
     (patched,) = nodes.ExemplaryApplyIFAdapter.execute(sd15, tiny.TinyCLIP(), both, 1.0, 0.0, 1.0, "", 0.0).args
-    assert isinstance(patched.model_options["transformer_options"]["patches_replace"]["attn2"]["middle", 0, 0], slots.AttentionSlot)
+    assert isinstance(
+        patched.model_options["transformer_options"]["patches_replace"]["attn2"]["middle", 0, 0], slots.AttentionSlot
+    )
 
 
 def test_a_connected_mask_gives_the_box():
@@ -208,7 +218,9 @@ def test_a_connected_mask_gives_the_box():
 
 def test_boxes_from_other_nodes_and_json():
     run = nodes.ExemplaryInstancesFromBoxes.execute
-    found, text = run("a\nb", "x0 y0 x1 y1, pixels", 100, 100, "", instances=chain(), boxes=[[0, 0, 50, 50], [50, 50, 100, 100]]).args
+    found, text = run(
+        "a\nb", "x0 y0 x1 y1, pixels", 100, 100, "", instances=chain(), boxes=[[0, 0, 50, 50], [50, 50, 100, 100]]
+    ).args
     assert [i.phrase for i in found] == ["a car", "a", "b"]
     again, _ = run("", "x0 y0 x1 y1, 0-1", 1, 1, text).args
     assert [i.box for i in again] == [i.box for i in found]
@@ -216,11 +228,17 @@ def test_boxes_from_other_nodes_and_json():
         run("", "x0 y0 x1 y1, 0-1", 1, 1, " ")
 
 
-@pytest.mark.parametrize("image", [None, torch.rand(2, 60, 90, 3), torch.rand(1, 60, 90, 4), torch.full((1, 60, 90, 1), float("nan")), torch.rand(1, 1, 1, 3)])
+@pytest.mark.parametrize(
+    "image",
+    [None, torch.rand(2, 60, 90, 3), torch.rand(1, 60, 90, 4), torch.full((1, 60, 90, 1), float("nan")), torch.rand(1, 1, 1, 3)],
+)
 def test_the_preview_draws_anything(image):
     mask = torch.zeros(1, 5, 5)
     mask[0, 2, 2] = 1
-    items = chain(phrase="\U0001f408 \u05d7\u05ea\u05d5\u05dc " * 50, instances=chain(mask=mask, instances=chain(x=0.0, y=0.0, width=1.0, height=1.0)))
+    items = chain(
+        phrase="\U0001f408 \u05d7\u05ea\u05d5\u05dc " * 50,
+        instances=chain(mask=mask, instances=chain(x=0.0, y=0.0, width=1.0, height=1.0)),
+    )
     (found,) = nodes.ExemplaryInstanceMapPreview.execute(items, 128, 64, image).args
     assert found.shape == ((1, 64, 128, 3) if image is None else (*image.shape[:3], 3))
     assert found.min() >= 0 and found.max() <= 1
@@ -238,3 +256,21 @@ def test_schemas_are_described_and_match_their_functions(node):
     node.GET_SCHEMA()
     assert [i.id for i in schema.inputs] == list(inspect.signature(node.execute).parameters)
     assert all(i.tooltip or i.id in ("model",) for i in schema.inputs)
+
+
+@pytest.mark.parametrize("node", nodes.NODES, ids=lambda node: node.__name__)
+@pytest.mark.parametrize("language", ["en", "zh", "ja"])
+def test_every_input_and_output_is_translated(node, language):
+    words = json.loads((ROOT / "locales" / language / "nodeDefs.json").read_text(encoding="utf-8"))[node.__name__]
+    schema = node.define_schema()
+    assert list(words["inputs"]) == [i.id for i in schema.inputs]
+    assert list(words["outputs"]) == [str(place) for place in range(len(schema.outputs))]
+    if language == "en":
+        assert words["display_name"] == schema.display_name and words["description"] == schema.description
+
+
+@pytest.mark.parametrize("node", nodes.NODES, ids=lambda node: node.__name__)
+def test_every_input_is_on_the_help_page(node):
+    page = (ROOT / "js" / "docs" / f"{node.__name__}.md").read_text(encoding="utf-8")
+    table = " ".join(line.split("|")[1] for line in page.splitlines() if line.startswith("| "))
+    assert all(i.id in re.findall(r"\w+", table) for i in node.define_schema().inputs)

@@ -59,7 +59,7 @@ def test_model_folders_keep_what_the_user_configured(tmp_path, monkeypatch):
     (nested / "notes.txt").touch()
     (only,) = folders.files("ifadapter")
     assert folders.path("ifadapter", only, "Load", "https://example.org").endswith("a.safetensors")
-    with pytest.raises(ValueError, match="'gone.bin' is not in .*mine.*Download it from https://example.org"):
+    with pytest.raises(ValueError, match=r"'gone.bin' is not in .*mine.*Download it from https://example.org"):
         folders.path("ifadapter", "gone.bin", "Load", "https://example.org")
 
 
@@ -101,5 +101,5 @@ def test_conditional_rows_are_found_in_any_order(kinds, rows, chunks):
 
 @pytest.mark.parametrize("start, end", [(float("nan"), 1), (0, float("inf")), (-0.1, 1), (0, 1.01), ("0", 1), (None, 1)])
 def test_percents_out_of_range_are_named(start, end):
-    with pytest.raises(ValueError, match="Node: (start|end)_percent is"):
+    with pytest.raises(ValueError, match=r"Node: (start|end)_percent is"):
         PercentRange.checked(start, end, "Node")

@@ -103,11 +103,26 @@ def conditioning(model, text: str, **extra):
     return [[cond, {"pooled_output": pooled, **extra}]]
 
 
-def sample(model, positive=None, negative=None, *, steps=2, cfg=5.0, size=(16, 16), batch=1, seed=0, sampler="euler", scheduler="normal", **more):
+def sample(
+    model,
+    positive=None,
+    negative=None,
+    *,
+    steps=2,
+    cfg=5.0,
+    size=(16, 16),
+    batch=1,
+    seed=0,
+    sampler="euler",
+    scheduler="normal",
+    **more,
+):
     """The host's own sampling, as KSampler runs it; [b, 4, h, w]."""
     positive = conditioning(model, "a street") if positive is None else positive
     negative = conditioning(model, NEGATIVE) if negative is None else negative
     latent = torch.zeros(batch, 4, *size)
     noise = torch.randn(latent.shape, generator=torch.Generator().manual_seed(seed))
     with torch.inference_mode():
-        return comfy.sample.sample(model, noise, steps, cfg, sampler, scheduler, positive, negative, latent, disable_pbar=True, seed=seed, **more)
+        return comfy.sample.sample(
+            model, noise, steps, cfg, sampler, scheduler, positive, negative, latent, disable_pbar=True, seed=seed, **more
+        )

@@ -50,7 +50,12 @@ def test_an_empty_phrase_is_named(phrase):
 
 @pytest.mark.parametrize(
     "mask, says",
-    [(torch.zeros(1, 8, 8), "is empty"), (torch.full((1, 2, 2), float("nan")), "NaN"), (torch.ones(1, 3, 8, 8), "shape"), (torch.ones(0, 8, 8), "shape")],
+    [
+        (torch.zeros(1, 8, 8), "is empty"),
+        (torch.full((1, 2, 2), float("nan")), "NaN"),
+        (torch.ones(1, 3, 8, 8), "shape"),
+        (torch.ones(0, 8, 8), "shape"),
+    ],
 )
 def test_a_mask_that_makes_no_sense_is_named(mask, says):
     with pytest.raises(ValueError, match=says):
@@ -79,13 +84,18 @@ def test_lists_never_change_and_are_not_copied():
 
 
 def test_json_goes_there_and_back():
-    layout = Instances((Instance((0.1, 0.2, 0.5, 0.9), "a \U0001f408", strength=0.5), Instance((0, 0, 1, 1), "\u05d7\u05ea\u05d5\u05dc")))
+    layout = Instances(
+        (Instance((0.1, 0.2, 0.5, 0.9), "a \U0001f408", strength=0.5), Instance((0, 0, 1, 1), "\u05d7\u05ea\u05d5\u05dc"))
+    )
     back = from_json(layout.to_json())
     assert [(i.box, i.phrase, i.strength) for i in back] == [(i.box, i.phrase, i.strength) for i in layout]
 
 
 def test_a_layout_file_of_ifadapter_is_read():
-    layout = {"caption": "a room", "annotations": [{"box": [64, 128, 256, 128], "caption": ["a sofa", "red"]}, {"box": [0, 0, 512, 512], "caption": "b"}]}
+    layout = {
+        "caption": "a room",
+        "annotations": [{"box": [64, 128, 256, 128], "caption": ["a sofa", "red"]}, {"box": [0, 0, 512, 512], "caption": "b"}],
+    }
     first, second = from_json(json.dumps(layout), 512, 512)
     assert first.box == (0.125, 0.25, 0.625, 0.5) and first.phrase == "a sofa, red" and second.box == (0, 0, 1, 1)
 
@@ -136,14 +146,16 @@ def test_every_format_of_a_box(numbers, box_format):
     assert only.box == (0.25, 0.5, 0.75, 1.0)
 
 
-@pytest.mark.parametrize("nesting", [lambda b: b, lambda b: [b], lambda b: [[b]], lambda b: (tuple(b),), lambda b: torch.tensor([b])])
+@pytest.mark.parametrize(
+    "nesting", [lambda b: b, lambda b: [b], lambda b: [[b]], lambda b: (tuple(b),), lambda b: torch.tensor([b])]
+)
 def test_any_nesting_of_lists(nesting):
     assert from_boxes(nesting([0, 0, 200, 100]), ["a"], XYXY_PX, 400, 200).items[0].box == (0, 0, 0.5, 0.5)
 
 
 def test_segs_bring_their_own_size_and_labels():
     segment = SimpleNamespace(bbox=(100, 50, 300, 100), label="cat")
-    (only,) = from_boxes(((200, 400), [segment]), [], XYWH_PX)
+    (only,) = from_boxes(((200, 400), [segment]), [], YXYX, 512, 512)
     assert only.box == (0.25, 0.25, 0.75, 0.5) and only.phrase == "cat"
 
 
