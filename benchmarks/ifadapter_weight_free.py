@@ -3,7 +3,8 @@
     EXEMPLARY_HOST=<ComfyUI folder> python -P benchmarks/ifadapter_weight_free.py [--pairs 5] [--size 512] [--most 1.15]
 
 Random weights, float32, one positive and one negative row, on the CPU. Plain and patched steps take turns, so that a busy machine slows
-both; the figure is the ratio of the medians. Exit status 1 if it is above --most.
+both; the figures are ratios of medians: of processor time, which decides because other programs do not count in it, and of the clock.
+Exit status 1 if the first is above --most.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests" / "host")]
 
-import conftest  # noqa: E402,F401  puts the pack and the host on the path
 import comfy.supported_models  # noqa: E402
+import conftest  # noqa: E402,F401  puts the pack and the host on the path
 import torch  # noqa: E402
 from pack.py.host import ifadapter  # noqa: E402
 from pack.py.ifadapter.instances import Instance, Instances  # noqa: E402
@@ -48,12 +49,13 @@ LAYOUT = Instances(
 )
 
 
-def step_seconds(model, size: int) -> float:
+def step_seconds(model, size: int) -> tuple[float, float]:
+    """(processor time, clock) of one step."""
     cells = size // 8
     positive, negative = conditioning(model, "a living room"), conditioning(model, "blurred")
-    started = time.perf_counter()
+    started = time.process_time(), time.perf_counter()
     sample(model, positive, negative, steps=1, size=(cells, cells))
-    return time.perf_counter() - started
+    return time.process_time() - started[0], time.perf_counter() - started[1]
 
 
 def main() -> int:
@@ -68,17 +70,22 @@ def main() -> int:
     settings = ifadapter.Settings(separate=arguments.separate)
     patched = ifadapter.apply(plain, TinyCLIP(768), LAYOUT, background=arguments.background, settings=settings)
     parameters = sum(p.numel() for p in plain.model.diffusion_model.parameters())
-    print(f"SD1.5 UNet, {parameters / 1e6:.0f} M parameters, {arguments.size} px, 2 rows, float32, {torch.get_num_threads()} threads")
-    times: dict[str, list[float]] = {"plain": [], "patched": []}
+    print(
+        f"SD1.5 UNet, {parameters / 1e6:.0f} M parameters, {arguments.size} px, 2 rows, float32, {torch.get_num_threads()} threads"
+    )
+    times: dict[str, list[tuple[float, float]]] = {"plain": [], "patched": []}
     for pair in range(arguments.pairs + 1):
         for name, model in (("plain", plain), ("patched", patched)):
             seconds = step_seconds(model, arguments.size)
             if pair:
                 times[name].append(seconds)
-    medians = {name: statistics.median(found) for name, found in times.items()}
-    ratio = medians["patched"] / medians["plain"]
-    print(f"plain {medians['plain']:.3f} s, with {len(LAYOUT)} instances {medians['patched']:.3f} s, ratio {ratio:.3f} (at most {arguments.most})")
-    return 0 if ratio <= arguments.most else 1
+    ratios = []
+    for kind, what in enumerate(("processor time", "clock")):
+        base, ours = (statistics.median(step[kind] for step in times[name]) for name in ("plain", "patched"))
+        ratios.append(ours / base)
+        print(f"{what}: plain {base:.2f} s, with {len(LAYOUT)} instances {ours:.2f} s, ratio {ours / base:.3f}")
+    print(f"ratio {ratios[0]:.3f} (at most {arguments.most})")
+    return 0 if ratios[0] <= arguments.most else 1
 
 
 if __name__ == "__main__":

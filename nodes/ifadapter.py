@@ -32,17 +32,26 @@ class ExemplaryInstance(io.ComfyNode):
             category="exemplary/layout",
             description="One object: a phrase and the box it belongs into. Chain several of these, one per object.",
             inputs=[
-                io.String.Input("phrase", multiline=True, default="", tooltip="What to draw in this box, as detailed as you like."),
+                io.String.Input(
+                    "phrase", multiline=True, default="", tooltip="What to draw in this box, as detailed as you like."
+                ),
                 _fraction("x", 0.25, "Left edge of the box, 0 to 1 of the picture's width."),
                 _fraction("y", 0.25, "Upper edge of the box, 0 to 1 of the picture's height."),
                 _fraction("width", 0.5, "Width of the box, 0 to 1 of the picture's width."),
                 _fraction("height", 0.5, "Height of the box, 0 to 1 of the picture's height."),
                 io.Float.Input(
-                    "strength", default=1.0, min=0.0, max=2.0, step=0.05, tooltip="1 is the full effect on this object, 0 leaves it out."
+                    "strength",
+                    default=1.0,
+                    min=0.0,
+                    max=2.0,
+                    step=0.05,
+                    tooltip="1 is the full effect on this object, 0 leaves it out.",
                 ),
                 InstancesType.Input("instances", optional=True, tooltip="The instances so far; this one is added to them."),
                 io.Mask.Input(
-                    "mask", optional=True, tooltip="The object's exact place in the whole picture. The box is then the mask's own, not the numbers."
+                    "mask",
+                    optional=True,
+                    tooltip="The object's exact place in the whole picture. The box is then the mask's own, not the numbers.",
                 ),
             ],
             outputs=[InstancesType.Output(display_name="instances")],
@@ -64,11 +73,23 @@ class ExemplaryInstancesFromBoxes(io.ComfyNode):
             description="Instances from boxes of other nodes (detectors, box editors), or from JSON.",
             inputs=[
                 io.String.Input(
-                    "phrases", multiline=True, default="", tooltip="One phrase per line, in the order of the boxes. Empty: the boxes' own descriptions."
+                    "phrases",
+                    multiline=True,
+                    default="",
+                    tooltip="One phrase per line, in the order of the boxes. Empty: the boxes' own descriptions.",
                 ),
-                io.Combo.Input("box_format", options=list(BOX_FORMATS), default=BOX_FORMATS[3], tooltip="What the four numbers of a box mean."),
-                io.Int.Input("width", default=512, min=1, max=32768, tooltip="Width of the picture that boxes in pixels refer to."),
-                io.Int.Input("height", default=512, min=1, max=32768, tooltip="Height of the picture that boxes in pixels refer to."),
+                io.Combo.Input(
+                    "box_format",
+                    options=list(BOX_FORMATS),
+                    default=BOX_FORMATS[3],
+                    tooltip="What the four numbers of a box mean.",
+                ),
+                io.Int.Input(
+                    "width", default=512, min=1, max=32768, tooltip="Width of the picture that boxes in pixels refer to."
+                ),
+                io.Int.Input(
+                    "height", default=512, min=1, max=32768, tooltip="Height of the picture that boxes in pixels refer to."
+                ),
                 io.String.Input(
                     "json",
                     multiline=True,
@@ -76,7 +97,9 @@ class ExemplaryInstancesFromBoxes(io.ComfyNode):
                     tooltip='Instead of boxes: [{"box": [x0, y0, x1, y1] from 0 to 1, "phrase": "..."}], or an IFAdapter layout file\'s text.',
                 ),
                 InstancesType.Input("instances", optional=True, tooltip="The instances so far; these are added to them."),
-                io.MultiType.Input("boxes", types=BOX_TYPES, optional=True, tooltip="BBOX, BOUNDING_BOX, BOUNDING_BOXES or SEGS."),
+                io.MultiType.Input(
+                    "boxes", types=BOX_TYPES, optional=True, tooltip="BBOX, BOUNDING_BOX, BOUNDING_BOXES or SEGS."
+                ),
             ],
             outputs=[InstancesType.Output(display_name="instances"), io.String.Output(display_name="json")],
         )
@@ -109,12 +132,14 @@ class ExemplaryApplyIFAdapter(io.ComfyNode):
                 InstancesType.Input("instances", tooltip="Boxes and their phrases."),
                 io.Float.Input("strength", default=1.0, min=0.0, max=2.0, step=0.05, tooltip="0 leaves the model as it was."),
                 _fraction("start_percent", 0.0, "Where the effect begins."),
-                _fraction("end_percent", 1.0, "Where the effect ends. The layout is decided early; a smaller value frees the details."),
+                _fraction(
+                    "end_percent", 1.0, "Where the effect ends. The layout is decided early; a smaller value frees the details."
+                ),
                 io.String.Input(
                     "background",
                     multiline=True,
                     default="",
-                    tooltip="What to draw outside of all boxes, so that the objects of the prompt do not appear there again. Empty: the prompt itself.",
+                    tooltip="What to draw outside of all boxes, so that the prompt's objects do not appear there again. Empty: the prompt itself.",
                 ),
                 _advanced(
                     io.Float.Input(
@@ -132,9 +157,13 @@ class ExemplaryApplyIFAdapter(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model, clip, instances, strength, start_percent, end_percent, background, separate, adapter=None) -> io.NodeOutput:
+    def execute(
+        cls, model, clip, instances, strength, start_percent, end_percent, background, separate, adapter=None
+    ) -> io.NodeOutput:
         settings = Settings(separate=separate)
-        return io.NodeOutput(host.apply(model, clip, instances, strength, start_percent, end_percent, background, adapter, settings))
+        return io.NodeOutput(
+            host.apply(model, clip, instances, strength, start_percent, end_percent, background, adapter, settings)
+        )
 
 
 class ExemplaryInstanceMapPreview(io.ComfyNode):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -18,6 +18,7 @@ from .schedule import PercentRange
 from .scope import Run
 
 NODE = "Apply IFAdapter"
+DEFAULTS = Settings()
 MOST_SEPARATED = 64  # each instance costs a channel per head in self-attention
 
 
@@ -26,18 +27,15 @@ class Layout:
     """Instances with their encoded phrases. Like a CONDITIONING it is made once by a node and only ever read.
 
     Args:
-        texts: one [m, c] per instance, and one more if there is a background phrase.
+        texts: one [m, c] per instance, and one more for what is outside of them, if `background` (its weight, 0..1) is above 0.
     """
 
     instances: Instances
     texts: tuple[Tensor, ...]
     strength: float
     percent: PercentRange
-    settings: Settings = field(default_factory=Settings)
-
-    @property
-    def has_background(self) -> bool:
-        return len(self.texts) > len(self.instances)
+    background: float
+    settings: Settings
 
     @property
     def frames(self) -> int:
@@ -45,8 +43,8 @@ class Layout:
 
     def weights(self, run: Run, grid: grids.Grid, view: grids.View) -> Tensor:
         """[f, i, h, w] of one grid, made once per run."""
-        make = partial(fusion_weights, self.instances.items, *grid, background=self.has_background, view=view, settings=self.settings)
-        return run.keep((self, "weights", grid, view), make)
+        settings = {"background": self.background, "view": view, "settings": self.settings}
+        return run.keep((self, "weights", grid, view), partial(fusion_weights, self.instances.items, *grid, **settings))
 
     def check(self, run: Run) -> None:
         latents = run.latent_shape[0]
@@ -85,7 +83,9 @@ class _LayoutTechnique:
         for chunk, first, last in chunks:
             view = grids.chunk_view(run, options, chunk)
             if view is None:
-                run.once(f"{NODE}: the model is given a part of the picture (a tiled sampler?), whose place is unknown; the boxes are not applied.")
+                run.once(
+                    f"{NODE}: the model is given a part of the picture (a tiled sampler?), whose place is unknown; the boxes are not applied."
+                )
                 continue
             part = self.change(run, grid, view, q[first:last], k[first:last], v[first:last], options, text[first:last])
             if part is not None:
@@ -146,7 +146,9 @@ def _attend(options: dict) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
     ours = {**options, "cond_or_uncond": [0]}
 
     def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return optimized_attention(q, k, v, options["n_heads"], attn_precision=options.get("attn_precision"), transformer_options=ours)
+        return optimized_attention(
+            q, k, v, options["n_heads"], attn_precision=options.get("attn_precision"), transformer_options=ours
+        )
 
     return attend
 
@@ -160,7 +162,7 @@ def apply(
     end_percent: float = 1.0,
     background: str = "",
     adapter: Any = None,
-    settings: Settings = Settings(),
+    settings: Settings = DEFAULTS,
 ) -> Any:
     """A MODEL that draws each instance in its box. The given one is not changed; with nothing to do it is returned as it is.
 
@@ -171,7 +173,9 @@ def apply(
     if not 0.0 <= strength <= 2.0:  # also refuses NaN
         raise ValueError(f"{NODE}: strength is {strength}; it must be a number from 0 to 2.")
     if adapter is not None:
-        raise ValueError(f"{NODE}: trained IFAdapter weights are not supported yet. Disconnect the adapter to use the weight-free method.")
+        raise ValueError(
+            f"{NODE}: trained IFAdapter weights are not supported yet. Disconnect the adapter to use the weight-free method."
+        )
     keys = hooks.text_layers(model, NODE)
     if not len(instances):
         notices.tell(f"{NODE}: there are no instances, so the model is passed on unchanged.")
@@ -179,15 +183,21 @@ def apply(
     if strength == 0.0 or percent.empty:
         return model
     if clip is None:
-        raise ValueError(f"{NODE}: the CLIP input is empty. Connect the CLIP of the checkpoint; a diffusion model file has none inside.")
-    phrases = [instance.phrase for instance in instances] + ([background] if background.strip() else [])
-    layout = Layout(instances, _encoded(clip, phrases), strength, percent, settings)
+        raise ValueError(
+            f"{NODE}: the CLIP input is empty. Connect the CLIP of the checkpoint; a diffusion model file has none inside."
+        )
+    outside = 1.0 if background.strip() else settings.quiet_outside
+    phrases = [instance.phrase for instance in instances] + ([background] if outside > 0 else [])
+    layout = Layout(instances, _encoded(clip, phrases), strength, percent, outside, settings)
     _check_width(model, keys, layout.texts[0].shape[-1])
     patched = hooks.install(model, {"attn2": RegionalText(layout)}, keys)
     if not (settings.separate or settings.separate_outside):
         return patched
     if len(instances) > MOST_SEPARATED:
-        notices.tell(f"{NODE}: {len(instances)} instances are too many to separate in self-attention (at most {MOST_SEPARATED}); only their phrases are applied.")
+        notices.tell(
+            f"{NODE}: {len(instances)} instances are too many to separate in self-attention (at most {MOST_SEPARATED}); "
+            "only their phrases are applied."
+        )
         return patched
     return hooks.install(patched, {"attn1": SeparateInstances(layout)}, keys)
 

@@ -49,16 +49,20 @@ def _drawn(paper: Image.Image, instances: Instances, frame: int) -> Image.Image:
     return paper
 
 
-def _label(draw: ImageDraw.ImageDraw, place: tuple[int, int], text: str, font: ImageFont.ImageFont, width: int, colour: tuple) -> None:
+def _label(
+    draw: ImageDraw.ImageDraw, place: tuple[int, int], text: str, font: ImageFont.ImageFont, width: int, colour: tuple
+) -> None:
     """The phrase on a strip of its colour in the box's upper left corner, cut where the box ends."""
     text = " ".join(text.split())[:200]
-    while len(text) > 3 and draw.textlength(text, font=font) > max(width - 6, 12):
-        text = text[:-4] + "..." if not text.endswith("...") else text[:-4].rstrip(".") + "..."
-        if text == "...":
-            break
-    left, top, right, bottom = draw.textbbox((place[0] + 3, place[1] + 2), text, font=font)
-    draw.rectangle((place[0], place[1], right + 3, bottom + 2), fill=colour)
-    draw.text((place[0] + 3, place[1] + 2), text, font=font, fill=(255, 255, 255) if sum(colour) < 380 else (0, 0, 0))
+    room = max(width - 6, 12)
+    if draw.textlength(text, font=font) > room:
+        while text and draw.textlength(text + "...", font=font) > room:
+            text = text[:-1]
+        text += "..."
+    place = place[0] + 3, place[1] + 2
+    _, _, right, bottom = draw.textbbox(place, text, font=font)
+    draw.rectangle((place[0] - 3, place[1] - 2, right + 3, bottom + 2), fill=colour)
+    draw.text(place, text, font=font, fill=(255, 255, 255) if sum(colour) < 380 else (0, 0, 0))
 
 
 def _corners(instance: Instance, w: int, h: int) -> tuple[int, int, int, int]:

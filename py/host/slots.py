@@ -82,12 +82,12 @@ class AttentionSlot:
         active = [technique for technique in self.techniques if technique.active(extra_options)]
         text = plain_attention(q, k, v, extra_options) if self.occupant is None or active else None
         out = text if self.occupant is None else self.occupant(q, k, v, extra_options)
-        for technique in active:
+        for place, technique in enumerate(active, start=1):
             change = technique(q, k, v, extra_options, text)
             if change is not None:
-                # The next technique sees the text attention as this one left it, so the later of two wins where both cover a place.
                 out = out + change
-                text = text + change
+                # The next technique sees the text attention as this one left it, so the later of two wins where both cover a place.
+                text = text + change if place < len(active) else text
         for callback, kwargs in self.added:
             if _in_its_sigmas(kwargs, extra_options):
                 out = out + callback(out, q, k, v, extra_options, **kwargs)

@@ -8,7 +8,7 @@ and closed forms in place of the gates. It is not IFAdapter and gives other pict
     m_i   = strength_i * [cell in box_i] * mask_i                rows floor(y0 h)..ceil(y1 h), columns likewise: at least one cell
     a_i   = m_i * (1 / area_i)^p                                 fusion on overlaps: the smaller box counts more (paper: area ratio)
     w_i   = a_i / sum_j a_j * max_j m_j                          weights of one place sum to its strongest instance's m
-    w_bg  = 1 - max_j [place is in instance j]                   a phrase for everything else, if there is one
+    w_bg  = 1 - max_j [cell in box_j] * mask_j                   a phrase for everything else, if there is one
     delta = strength * sum_i w_i (s_i - s_text)                  what is added to the text attention s_text
 
 There is no attention mask: an instance's queries are gathered, so its cost is the area of its box, and any attention kernel will do.
@@ -37,13 +37,19 @@ class Settings:
 
     Args:
         small_wins: p above. 0 averages overlapping instances, large values let the smallest box win alone.
+        partial: what a cell counts that a box covers only in part, as a power of the covered share (of the best covered cell's share).
+            0: every touched cell counts fully; 1: its share, so that on coarse grids the effect does not reach beyond the box.
         edge_cells: width in cells over which a box's weight fades in from its border; 0 is a hard edge.
+        quiet_outside: without a background phrase, how much of what is outside of all boxes reads an empty prompt in place of the whole
+            one, so that the objects of the prompt do not appear there again; 0..1.
         separate: how strongly self-attention between different instances is damped, in logits (nepers); 0 leaves it alone.
         separate_outside: the same between an instance and what is outside of all instances.
         separate_max_cells: self-attention is touched only on grids of at most that many cells, where layout is decided and it is cheap.
     """
 
     small_wins: float = 2.0
+    partial: float = 0.0
+    quiet_outside: float = 0.0
     edge_cells: float = 0.0
     separate: float = 0.0
     separate_outside: float = 0.0
@@ -68,14 +74,25 @@ def box_in_view(box: Box, view: View) -> Box | None:
     return (x0, y0, x1, y1) if x1 > x0 and y1 > y0 else None
 
 
-def instance_mask(instance: Instance, h: int, w: int, view: View, edge_cells: float) -> Tensor:
+def covered_share(start: float, end: float, cells: int) -> Tensor:
+    """[cells]: which share of each cell lies between start and end (both 0..1); the best covered one counts as 1."""
+    edges = torch.arange(cells + 1, dtype=torch.float64)
+    share = (edges[1:].clamp(max=end * cells) - edges[:-1].clamp(min=start * cells)).clamp(min=0.0)
+    return (share / share.max().clamp(min=1e-12)).float()
+
+
+def instance_mask(instance: Instance, h: int, w: int, view: View, settings: Settings) -> Tensor:
     """m_i without its strength: [f, h, w], float32, 0..1."""
     found = torch.zeros(1, h, w)
     box = box_in_view(instance.box, view)
     if box is None:
         return found
     top, bottom, left, right = box_cells(box, h, w)
-    found[:, top:bottom, left:right] = rearrange(_fade(bottom - top, edge_cells), "h -> 1 h 1") * _fade(right - left, edge_cells)
+    rows, columns = _fade(bottom - top, settings.edge_cells), _fade(right - left, settings.edge_cells)
+    if settings.partial > 0:
+        rows = rows * covered_share(box[1], box[3], h)[top:bottom] ** settings.partial
+        columns = columns * covered_share(box[0], box[2], w)[left:right] ** settings.partial
+    found[:, top:bottom, left:right] = rearrange(rows, "h -> h 1") * columns
     if instance.mask is None:
         return found
     mask_h, mask_w = instance.mask.shape[-2:]
@@ -94,16 +111,22 @@ def _fade(cells: int, edge: float) -> Tensor:
 
 
 def fusion_weights(
-    instances: Sequence[Instance], h: int, w: int, *, background: bool, view: View = (0.0, 0.0, 1.0, 1.0), settings: Settings = Settings()
+    instances: Sequence[Instance],
+    h: int,
+    w: int,
+    *,
+    background: float,
+    view: View = (0.0, 0.0, 1.0, 1.0),
+    settings: Settings = Settings(),
 ) -> Tensor:
-    """w_i (and w_bg last, if there is a background phrase) of every cell: [f, i, h, w], float32.
+    """w_i (and w_bg last, if `background` is above 0) of every cell: [f, i, h, w], float32.
 
-    f is the largest number of pictures among the instances' masks.
+    f is the largest number of pictures among the instances' masks; `background` is the weight of the background phrase, 0..1.
     """
-    masks = [instance_mask(instance, h, w, view, settings.edge_cells) for instance in instances]
+    masks = [instance_mask(instance, h, w, view, settings) for instance in instances]
     frames = max((mask.shape[0] for mask in masks), default=1)
     if not masks:
-        return torch.ones(1, 1, h, w) if background else torch.zeros(1, 0, h, w)
+        return torch.full((1, 1, h, w), background) if background > 0 else torch.zeros(1, 0, h, w)
     place = torch.stack([mask.expand(frames, h, w) for mask in masks], dim=1)
     strength = torch.tensor([float(instance.strength) for instance in instances])
     m = place * rearrange(strength, "i -> i 1 1")
@@ -112,8 +135,8 @@ def fusion_weights(
     a = m * rearrange((area.min() / area) ** settings.small_wins, "i -> i 1 1")
     total = a.sum(dim=1, keepdim=True)
     weights = a / total.clamp(min=1e-12) * m.amax(dim=1, keepdim=True)
-    if background:
-        weights = torch.cat([weights, 1.0 - place.amax(dim=1, keepdim=True)], dim=1)
+    if background > 0:
+        weights = torch.cat([weights, background * (1.0 - place.amax(dim=1, keepdim=True))], dim=1)
     return weights
 
 
@@ -181,7 +204,13 @@ def _group(batch: list[int], cells: list[Tensor], flat: Tensor) -> Group:
 
 
 def regional_change(
-    q: Tensor, text: Tensor, groups: Sequence[Group], keys: Sequence[Tensor], values: Sequence[Tensor], frames: Sequence[int], attend: Attend
+    q: Tensor,
+    text: Tensor,
+    groups: Sequence[Group],
+    keys: Sequence[Tensor],
+    values: Sequence[Tensor],
+    frames: Sequence[int],
+    attend: Attend,
 ) -> Tensor:
     """sum_i w_i (s_i - s_text) for some rows of one layer.
 

@@ -99,7 +99,9 @@ def checked_mask(mask: Tensor, phrase: str) -> Tensor:
     if not bool(mask.isfinite().all()):
         raise ValueError(f"Instance {short(phrase)}: the mask contains NaN or infinity. Check the node it comes from.")
     if not bool((mask > 0).any()):
-        raise ValueError(f"Instance {short(phrase)}: the mask is empty. Paint the object's place, or disconnect the mask and use the box.")
+        raise ValueError(
+            f"Instance {short(phrase)}: the mask is empty. Paint the object's place, or disconnect the mask and use the box."
+        )
     return mask.clamp(0.0, 1.0)
 
 
@@ -134,7 +136,7 @@ def from_json(text: str, width: int = 0, height: int = 0) -> Instances:
         data = json.loads(text)
     except (json.JSONDecodeError, TypeError, RecursionError) as error:
         raise ValueError(f"The layout is not JSON: {error}. A layout looks like {EXAMPLE}.") from None
-    if isinstance(data, dict) and "annotations" in data or isinstance(data, dict) and set(data) == {"caption"}:
+    if (isinstance(data, dict) and "annotations" in data) or (isinstance(data, dict) and set(data) == {"caption"}):
         return _from_layout(data, width, height)
     if not isinstance(data, list):
         raise ValueError(f"The layout JSON is {_kind(data)}; it must be a list of instances such as {EXAMPLE}.")
@@ -158,7 +160,9 @@ def _from_layout(layout: dict, width: int, height: int) -> Instances:
         caption = entry.get("caption") if isinstance(entry, dict) else None
         caption = ", ".join(map(str, caption)) if isinstance(caption, list) else caption
         if not isinstance(caption, str) or "box" not in entry:
-            raise ValueError(f"Annotation {place} of the layout is {show(entry)}; it needs a box [x, y, width, height] and a caption.")
+            raise ValueError(
+                f"Annotation {place} of the layout is {show(entry)}; it needs a box [x, y, width, height] and a caption."
+            )
         items.append(Instance(to_box(entry["box"], "x y width height, pixels", width, height, caption), caption))
     return Instances(tuple(items))
 
@@ -176,8 +180,8 @@ def from_boxes(boxes: Any, phrases: Iterable[str], box_format: str, width: int =
     if box_format not in BOX_FORMATS:
         raise ValueError(f"box_format is {box_format!r}; it must be one of: {'; '.join(BOX_FORMATS)}.")
     found = list(_flat_boxes(boxes))
-    if _is_segs(boxes) and not (width and height):
-        height, width = boxes[0][0], boxes[0][1]
+    if _is_segs(boxes):  # these say themselves what they are
+        (height, width), box_format = boxes[0][:2], BOX_FORMATS[3]
     phrases = [phrase.strip() for phrase in phrases if phrase.strip()]
     own = [phrase for _, phrase in found]
     if not phrases and all(own):
@@ -189,10 +193,7 @@ def from_boxes(boxes: Any, phrases: Iterable[str], box_format: str, width: int =
             f"There are {len(found)} boxes but {len(phrases)} phrases. Write one phrase per line, in the order of the boxes, or a single one for all."
         )
     return Instances(
-        tuple(
-            Instance(to_box(box, box_format, width, height, phrase), phrase)
-            for (box, _), phrase in zip(found, phrases)
-        )
+        tuple(Instance(to_box(box, box_format, width, height, phrase), phrase) for (box, _), phrase in zip(found, phrases))
     )
 
 
@@ -223,7 +224,6 @@ def _flat_boxes(boxes: Any) -> Iterator[tuple[Any, str]]:
     if _is_segs(boxes):
         for segment in boxes[1]:
             x0, y0, x1, y1 = (float(n) for n in segment.bbox)
-            h, w = boxes[0]
             yield {"x": x0, "y": y0, "width": x1 - x0, "height": y1 - y0}, str(getattr(segment, "label", "") or "")
     elif isinstance(boxes, dict) and "x" in boxes:
         metadata = boxes.get("metadata") or {}
@@ -242,7 +242,9 @@ def _flat_boxes(boxes: Any) -> Iterator[tuple[Any, str]]:
 
 def _is_segs(boxes: Any) -> bool:
     """SEGS of the detector packs: ((height, width), [segment, ...]), a segment has `bbox` in pixels x0 y0 x1 y1."""
-    return isinstance(boxes, tuple) and len(boxes) == 2 and isinstance(boxes[1], list) and all(hasattr(s, "bbox") for s in boxes[1])
+    return (
+        isinstance(boxes, tuple) and len(boxes) == 2 and isinstance(boxes[1], list) and all(hasattr(s, "bbox") for s in boxes[1])
+    )
 
 
 def _number(value: Any) -> bool:

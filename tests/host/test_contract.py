@@ -19,13 +19,16 @@ from pack.py.host.slots import AttentionSlot
 from pack.py.ifadapter.instances import Instance, Instances
 
 
+WHOLE_RUN = PercentRange()
+
+
 @dataclass(frozen=True, eq=False)
 class Probe:
     """The smallest technique: adds a number to the conditional rows and writes down what it saw."""
 
     amount: float
     seen: list
-    percent: PercentRange = PercentRange()
+    percent: PercentRange
 
     def __deepcopy__(self, memo):
         return self
@@ -46,7 +49,7 @@ class Probe:
         return change
 
 
-def probed(model, amount=0.5, percent=PercentRange(), name="attn2"):
+def probed(model, amount=0.5, percent=WHOLE_RUN, name="attn2"):
     probe = Probe(amount, [], percent)
     return hooks.install(model, {name: probe}, hooks.text_layers(model, "Probe")), probe
 
@@ -79,7 +82,9 @@ def test_the_model_without_the_node_samples_the_same_bits_before_and_after(model
     assert same(tiny.sample(model), before)
 
 
-@pytest.mark.parametrize("nothing", [{"strength": 0.0}, {"start_percent": 0.5, "end_percent": 0.5}, {"start_percent": 0.8, "end_percent": 0.2}])
+@pytest.mark.parametrize(
+    "nothing", [{"strength": 0.0}, {"start_percent": 0.5, "end_percent": 0.5}, {"start_percent": 0.8, "end_percent": 0.2}]
+)
 def test_strength_zero_and_an_empty_range_are_the_model_itself(model, nothing):
     assert same(tiny.sample(layout(model, **nothing)), tiny.sample(model))
 
@@ -321,7 +326,11 @@ def reordered(model, order):
         for chunks in [[i] for i in range(len(kinds))] if order == "alone" else [list(reversed(range(len(kinds))))]:
             options = {**c["transformer_options"], "cond_or_uncond": [kinds[i] for i in chunks]}
             options["uuids"] = [c["transformer_options"]["uuids"][i] for i in chunks]
-            call = {**c, **{name: torch.cat([value[i] for i in chunks]) for name, value in parts.items()}, "transformer_options": options}
+            call = {
+                **c,
+                **{name: torch.cat([value[i] for i in chunks]) for name, value in parts.items()},
+                "transformer_options": options,
+            }
             out = apply_model(torch.cat([x[i] for i in chunks]), torch.cat([t[i] for i in chunks]), **call).chunk(len(chunks))
             for place, i in enumerate(chunks):
                 results[i] = out[place]

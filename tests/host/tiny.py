@@ -43,8 +43,8 @@ SHAPES = {
 }
 
 
-def tiny_model(config_class=TinySD15, seed: int = 0, prediction: str = "eps"):
-    """A MODEL with random weights. `prediction`: eps, v, zsnr (v with zero terminal SNR) or flow."""
+def tiny_model(config_class=TinySD15, seed: int = 0, prediction: str = "eps", scale: float = 1.0):
+    """A MODEL with random weights. `prediction`: eps, v, zsnr (v with zero terminal SNR) or flow. `scale`: of the weight matrices."""
     config = config_class(
         {
             "image_size": 32,
@@ -69,7 +69,7 @@ def tiny_model(config_class=TinySD15, seed: int = 0, prediction: str = "eps"):
         for name, parameter in sorted(model.diffusion_model.named_parameters()):
             spread = 1.0 if parameter.ndim == 1 else parameter[0].numel() ** -0.5
             values = torch.randn(parameter.shape, generator=generator) * spread
-            parameter.copy_(values * 0.1 + (1.0 if name.endswith("weight") else 0.0) if parameter.ndim == 1 else values)
+            parameter.copy_(values * 0.1 + (1.0 if name.endswith("weight") else 0.0) if parameter.ndim == 1 else values * scale)
     device = torch.device("cpu")
     patcher = getattr(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher)
     return patcher(model, load_device=device, offload_device=device)
@@ -103,11 +103,26 @@ def conditioning(model, text: str, **extra):
     return [[cond, {"pooled_output": pooled, **extra}]]
 
 
-def sample(model, positive=None, negative=None, *, steps=2, cfg=5.0, size=(16, 16), batch=1, seed=0, sampler="euler", scheduler="normal", **more):
+def sample(
+    model,
+    positive=None,
+    negative=None,
+    *,
+    steps=2,
+    cfg=5.0,
+    size=(16, 16),
+    batch=1,
+    seed=0,
+    sampler="euler",
+    scheduler="normal",
+    **more,
+):
     """The host's own sampling, as KSampler runs it; [b, 4, h, w]."""
     positive = conditioning(model, "a street") if positive is None else positive
     negative = conditioning(model, NEGATIVE) if negative is None else negative
     latent = torch.zeros(batch, 4, *size)
     noise = torch.randn(latent.shape, generator=torch.Generator().manual_seed(seed))
     with torch.inference_mode():
-        return comfy.sample.sample(model, noise, steps, cfg, sampler, scheduler, positive, negative, latent, disable_pbar=True, seed=seed, **more)
+        return comfy.sample.sample(
+            model, noise, steps, cfg, sampler, scheduler, positive, negative, latent, disable_pbar=True, seed=seed, **more
+        )

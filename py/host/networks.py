@@ -1,0 +1,50 @@
+"""Our own networks as guests of the host: built with its operations, loaded and offloaded by it, listed among its models."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import comfy.model_management
+import comfy.model_patcher
+import comfy.ops
+import torch
+
+
+def host_settings(weight_dtype: torch.dtype) -> dict[str, Any]:
+    """`operations`, `dtype` and `device` for the constructor of one of our models, as the host would choose them for its own.
+
+    Weights keep their type and are cast at each layer's call, so any base model's type, offloading and quantised matrix products work.
+    """
+    load_device = comfy.model_management.get_torch_device()
+    compute = comfy.model_management.unet_manual_cast(weight_dtype, load_device)
+    return {
+        "operations": comfy.ops.pick_operations(weight_dtype, compute),
+        "dtype": weight_dtype,
+        "device": comfy.model_management.unet_offload_device(),
+    }
+
+
+def as_patcher(network: torch.nn.Module) -> Any:
+    """The network inside the host's own ModelPatcher; from here on the host decides where it is."""
+    patcher = getattr(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher)
+    return patcher(
+        network.eval(),
+        load_device=comfy.model_management.get_torch_device(),
+        offload_device=comfy.model_management.unet_offload_device(),
+    )
+
+
+def load(make: Callable[..., torch.nn.Module], weights: dict[str, torch.Tensor], *arguments: Any, **named: Any) -> Any:
+    """Build a model of ours, give it its weights (all of them, and no others) and wrap it."""
+    dtype = next((w.dtype for w in weights.values() if w.is_floating_point()), torch.float32)
+    network = make(*arguments, **named, **host_settings(dtype))
+    network.load_state_dict(weights, strict=True)
+    return as_patcher(network)
+
+
+def serve(model: Any, key: str, networks: list[Any]) -> None:
+    """Load these networks whenever this MODEL (already a clone of ours) is sampled, beside what others registered."""
+    present = model.get_additional_models_with_key(key)
+    new = [n for n in networks if not any(n.is_clone(p) for p in present)]
+    model.set_additional_models(key, [*present, *new])
