@@ -109,7 +109,7 @@ def present_names(semantic_map: SemanticMap, most: int = 24) -> str:
     counts = semantic_map.counts().sum(dim=0)
     present = [label for label in counts.argsort(descending=True, stable=True).tolist() if counts[label] > 0]
     names = [semantic_map.palette.class_name(label) for label in present[:most]]
-    return ", ".join(names + ["..."] if len(present) > most else names)
+    return ", ".join([*names, "..."] if len(present) > most else names)
 
 
 def _checked(mask: Tensor) -> Tensor:

@@ -206,21 +206,17 @@ def _plain(name: str) -> str:
     return re.sub(r"[\s_-]+", " ", name.strip().casefold())
 
 
-def _nearest_squared(colour: Colour, colours: tuple[Colour, ...]) -> int:
-    return min((sum((a - b) ** 2 for a, b in zip(colour, other)) for other in colours), default=3 * 255**2)
-
-
 def _free_colour(taken: tuple[Colour, ...]) -> Colour:
     """The first VOC colour that is at least 48 away from every taken one; with many classes, the one that is farthest away."""
     candidates = [bit_colour(index) for index in range(1, 512)]
-    for colour in candidates:
-        if _nearest_squared(colour, taken) >= 48**2:
-            return colour
-    return max(candidates, key=lambda colour: _nearest_squared(colour, taken))
+    gaps = np.array(candidates)[:, None] - np.array(taken or [(-255, -255, -255)])
+    nearest = np.square(gaps).sum(axis=-1).min(axis=1)
+    free = np.flatnonzero(nearest >= 48**2)
+    return candidates[free[0] if len(free) else nearest.argmax()]
 
 
 def _free_void_colour(taken: tuple[Colour, ...]) -> Colour:
     for colour in ((0, 0, 0), (255, 255, 255), (128, 128, 128)):
-        if _nearest_squared(colour, taken) >= 48**2:
+        if all(sum((a - b) ** 2 for a, b in zip(colour, other)) >= 48**2 for other in taken):
             return colour
     return _free_colour(taken)

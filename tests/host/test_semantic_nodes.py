@@ -9,7 +9,6 @@ import folder_paths
 import pytest
 import torch
 from comfy_api.latest import io
-
 from pack.nodes import semantic_map as nodes
 from pack.py.semantic.palettes import PALETTE_NAMES, VOID, named_palette
 

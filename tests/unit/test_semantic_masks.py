@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-
 from pack.py.semantic.masks import map_from_masks, mask_of_classes, paint_mask
 from pack.py.semantic.palettes import VOID, named_palette
 from pack.py.semantic.semantic_map import SemanticMap

@@ -5,7 +5,6 @@ from dataclasses import FrozenInstanceError
 
 import pytest
 import torch
-
 from pack.py.playground import world
 from pack.py.semantic.palettes import (
     MAX_CLASSES,
@@ -29,7 +28,12 @@ from pack.py.semantic.semantic_map import SemanticMap, broadcast_batch
         ("ADE20K", 150, ("wall", (120, 120, 120)), ("flag", (92, 0, 255))),
         ("COCO-Stuff", 182, ("person", (128, 0, 0)), ("wood", bit_colour(182))),
         ("CelebAMask-HQ", 19, ("background", (0, 0, 0)), ("cloth", (0, 204, 0))),
-        ("playground", len(world.CLASSES), ("backdrop", (128, 128, 128)), (list(world.CLASSES)[-1], list(world.CLASSES.values())[-1])),
+        (
+            "playground",
+            len(world.CLASSES),
+            ("backdrop", (128, 128, 128)),
+            (list(world.CLASSES)[-1], list(world.CLASSES.values())[-1]),
+        ),
     ],
 )
 def test_named_palettes_have_their_published_classes(name, classes, first, last):
@@ -112,7 +116,7 @@ def test_a_palette_refuses_what_cannot_be_one():
         Palette("mine", ("Sea", "sea"), ((0, 0, 1), (0, 0, 2)))
     with pytest.raises(ValueError, match="1 names but 2 colours"):
         Palette("mine", ("sea",), ((0, 0, 1), (0, 0, 2)))
-    with pytest.raises(ValueError, match="outside 0..255"):
+    with pytest.raises(ValueError, match=r"outside 0\.\.255"):
         Palette("mine", ("sea",), ((0, 0, 256),))
 
 

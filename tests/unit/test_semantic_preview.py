@@ -2,13 +2,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from PIL import ImageFont
-
 from pack.py.semantic import preview
 from pack.py.semantic.masks import paint_mask
 from pack.py.semantic.palettes import PALETTE_NAMES, VOID, named_palette
 from pack.py.semantic.preview import coverage_text, legend_picture
 from pack.py.semantic.semantic_map import SemanticMap
+from PIL import ImageFont
 
 CITY = named_palette("Cityscapes / BDD100K")
 
@@ -55,7 +54,7 @@ def test_the_legend_stands_below_the_enlarged_map(h, w):
     assert picture.shape[0] == 1 and picture.shape[1] > h * factor and picture.shape[2] >= max(384, w * factor)
     expected = semantic_map.to_image().repeat_interleave(factor, dim=1).repeat_interleave(factor, dim=2)
     torch.testing.assert_close(picture[:, : h * factor, : w * factor], expected)
-    assert 0.0 <= picture.min() and picture.max() <= 1.0
+    assert picture.min() >= 0.0 and picture.max() <= 1.0
 
 
 def test_the_legend_shows_every_class_of_the_batch_in_its_colour():

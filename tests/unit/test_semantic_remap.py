@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-
 from pack.py.semantic.palettes import PALETTE_NAMES, VOID, named_palette
 from pack.py.semantic.remap import Rule, match_name, parse_rules, remap
 from pack.py.semantic.semantic_map import SemanticMap

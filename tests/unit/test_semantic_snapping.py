@@ -6,12 +6,11 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from PIL import Image
-
 from pack.py.semantic.palettes import PALETTE_NAMES, VOID, named_palette
 from pack.py.semantic.preview import reading_report
 from pack.py.semantic.semantic_map import SemanticMap
 from pack.py.semantic.snapping import AUTOMATIC, best_palette, choose_palette, colours_of_image, snap_to_palette
+from PIL import Image
 
 CITY = named_palette("Cityscapes / BDD100K")
 
@@ -166,7 +165,7 @@ def test_values_that_are_no_numbers_are_named(value):
     image = torch.zeros(1, 4, 4, 3)
     image[0, 1, 2, 0] = value
     for read in (lambda: snap_to_palette(image, CITY), lambda: colours_of_image(image)):
-        with pytest.raises(ValueError, match="image: 1 values are NaN or infinite.*decode"):
+        with pytest.raises(ValueError, match=r"image: 1 values are NaN or infinite.*decode"):
             read()
 
 
@@ -194,7 +193,9 @@ def test_the_palette_of_a_picture_is_its_flat_colours_by_size():
     semantic_map = blocky_map(CITY, 0, 256, 256, blocks=12)
     palette = colours_of_image(semantic_map.to_image())
     counts = semantic_map.counts()[0]
-    assert [CITY.colours.index(colour) for colour in palette.colours] == counts.argsort(descending=True)[: (counts > 0).sum()].tolist()
+    assert [CITY.colours.index(colour) for colour in palette.colours] == counts.argsort(descending=True)[
+        : (counts > 0).sum()
+    ].tolist()
     assert palette.names[0] == "#{:02x}{:02x}{:02x}".format(*palette.colours[0])
 
 
@@ -217,7 +218,7 @@ def test_two_pictures_can_share_one_palette():
 
 def test_more_than_255_colours_are_too_many():
     image = torch.arange(256 * 3).reshape(1, 16, 16, 3).float() * 83 % 256 / 255
-    with pytest.raises(ValueError, match="256 colours, a map at most 255 classes. Raise the tolerance"):
+    with pytest.raises(ValueError, match=r"256 colours, a map at most 255 classes\. Raise the tolerance"):
         colours_of_image(image, tolerance=0)
 
 
