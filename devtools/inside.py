@@ -1,0 +1,35 @@
+"""Runs inside the environment: `inside.py MODULE ARGUMENTS...` imports the pack's MODULE and calls its `main(arguments)`.
+
+The pack is put under the name `pack` without its root on `sys.path` (its `py` and `nodes` would hide others' modules), and the
+ComfyUI in EXEMPLARY_HOST is made importable, on the CPU.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import types
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def load(module: str) -> types.ModuleType:
+    """Import one module of the pack by its path inside the pack, for example `py.playground.evaluation`."""
+    if "pack" not in sys.modules:
+        sys.path[:] = [entry for entry in sys.path if entry and Path(entry).resolve() not in (ROOT, ROOT / "devtools")]
+        pack = types.ModuleType("pack")
+        pack.__path__ = [str(ROOT)]
+        sys.modules["pack"] = pack
+        host = os.environ.get("EXEMPLARY_HOST")
+        if host:
+            sys.path.insert(0, host)
+            import comfy.cli_args
+
+            comfy.cli_args.args.cpu = True
+    return importlib.import_module(f"pack.{module}")
+
+
+if __name__ == "__main__":
+    sys.exit(load(sys.argv[1]).main(sys.argv[2:]))
