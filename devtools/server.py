@@ -76,13 +76,16 @@ def running(
         mount_as: the pack's folder name under custom_nodes; the tests use names that are hard to import.
     """
     folder = RUNS / (name if keep else f"{name}-{os.getpid()}")
+    _sweep()
     if not keep and folder.exists():
         _remove(folder)
     _mount(ROOT, folder / "custom_nodes", mount_as)
     for part in ("input", "output", "temp", "user", "models"):
         (folder / part).mkdir(parents=True, exist_ok=True)
     if port is not None and not is_free(port):
-        raise Trouble(f"Port {port} is taken by another program. Choose another one with --port, or leave --port away for a free one.")
+        raise Trouble(
+            f"Port {port} is taken by another program. Choose another one with --port, or leave --port away for a free one."
+        )
     server = None
     try:
         for attempt in range(3):  # a free port can be taken by somebody else before the host binds it
@@ -91,11 +94,11 @@ def running(
                 break
             _stop(server.process)
             if port is not None or attempt == 2 or "address already in use" not in server.log_tail(200).lower():
-                raise Trouble(f"ComfyUI {host.version} did not start. Its last lines:\n{server.log_tail()}\n  The whole log is in {server.log}.")
+                keep = True  # the log explains it
+                raise Trouble(
+                    f"ComfyUI {host.version} did not start. Its last lines:\n{server.log_tail()}\n  The whole log is in {server.log}."
+                )
         yield server  # type: ignore[misc]  # the loop either breaks with a server or raises
-    except BaseException:
-        keep = True  # the log is what explains it
-        raise
     finally:
         if server is not None:
             _stop(server.process)
@@ -116,7 +119,16 @@ def stop_on_signals() -> None:
 
 def _start(environment: Environment, host: Host, folder: Path, port: int, cpu: bool, extra: Sequence[str]) -> Server:
     command = [str(environment.python), str(host.folder / "main.py")]
-    command += ["--listen", "127.0.0.1", "--port", str(port), "--disable-auto-launch", "--disable-api-nodes", "--base-directory", str(folder)]
+    command += [
+        "--listen",
+        "127.0.0.1",
+        "--port",
+        str(port),
+        "--disable-auto-launch",
+        "--disable-api-nodes",
+        "--base-directory",
+        str(folder),
+    ]
     command += ["--database-url", f"sqlite:///{(folder / 'user' / 'comfyui.db').as_posix()}"]
     command += ["--cpu"] if cpu else []
     command += [*_model_folders(host, folder), *extra]
@@ -128,7 +140,9 @@ def _start(environment: Environment, host: Host, folder: Path, port: int, cpu: b
     if sys.platform.startswith("linux"):
         options["preexec_fn"] = _die_with_parent
     with (folder / "host.log").open("w", encoding="utf-8") as log:
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, cwd=folder, env=variables, **options)
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, cwd=folder, env=variables, **options
+        )
     atexit.register(_stop, process)
     return Server(process, port, folder)
 
@@ -139,7 +153,10 @@ def _wait(server: Server) -> bool:
     while time.monotonic() < deadline:
         if not server.alive():
             return False
-        with contextlib.suppress(urllib.error.URLError, ConnectionError, TimeoutError), OPEN(server.url + "/system_stats", timeout=2) as response:
+        with (
+            contextlib.suppress(urllib.error.URLError, ConnectionError, TimeoutError),
+            OPEN(server.url + "/system_stats", timeout=2) as response,
+        ):
             if response.status == 200:
                 return True
         time.sleep(0.2)
@@ -198,6 +215,13 @@ def _unmount(target: Path) -> None:
         target.rmdir()  # a junction
         return
     shutil.rmtree(target)  # a copy
+
+
+def _sweep() -> None:
+    """Remove yesterday's run folders, left by runs that were killed or did not start."""
+    for folder in RUNS.glob("*-*/custom_nodes"):
+        if time.time() - folder.stat().st_mtime > 24 * 3600:
+            _remove(folder.parent)
 
 
 def _remove(folder: Path) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import time
-from pathlib import Path
 
 from .environment import Environment
 from .hosts import Host
@@ -77,7 +76,10 @@ def _lint(environment: Environment) -> int:
         [environment.script("ruff"), "format", "--check", *paths],
         [environment.script("mypy"), "--no-error-summary"],
     ]
-    codes = [subprocess.run([str(part) for part in command], cwd=ROOT, env=variables(None), check=False).returncode for command in commands]
+    codes = [
+        subprocess.run([str(part) for part in command], cwd=ROOT, env=variables(None), check=False).returncode
+        for command in commands
+    ]
     if codes[1] and not in_ci():
-        say(f"To format: {Path(commands[1][0])} format .")
+        say(f"To format: {environment.script('ruff')} format .")
     return int(any(codes))

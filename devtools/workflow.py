@@ -11,7 +11,20 @@ from typing import Any
 from .say import Trouble
 
 VIRTUAL = {"Note", "MarkdownNote", "Reroute", "PrimitiveNode"}
-WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO", "COLOR", "COLORS", "BOUNDING_BOX", "BOUNDING_BOXES", "CURVE", "RANGE", "PAINTER"}
+WIDGETS = {
+    "INT",
+    "FLOAT",
+    "STRING",
+    "BOOLEAN",
+    "COMBO",
+    "COLOR",
+    "COLORS",
+    "BOUNDING_BOX",
+    "BOUNDING_BOXES",
+    "CURVE",
+    "RANGE",
+    "PAINTER",
+}
 CONTROLS = {"fixed", "increment", "decrement", "randomize", "increment-wrap"}
 MUTED, BYPASSED = 2, 4
 
@@ -29,9 +42,13 @@ def to_prompt(workflow: dict, object_info: dict) -> dict[str, dict]:
         if kind in VIRTUAL or node.get("mode", 0) in (MUTED, BYPASSED):
             continue
         if kind not in object_info:
-            raise Trouble(f"The workflow uses the node {kind}, which this ComfyUI does not have. Install the pack that brings it, or update ComfyUI.")
+            raise Trouble(
+                f"The workflow uses the node {kind}, which this ComfyUI does not have. Install the pack that brings it, or update ComfyUI."
+            )
         info = object_info[kind]
-        inputs = {name: {"__value__": value} if isinstance(value, list) else value for name, value in widget_values(node, info).items()}
+        inputs = {
+            name: {"__value__": value} if isinstance(value, list) else value for name, value in widget_values(node, info).items()
+        }
         for place in node.get("inputs", []):
             source = graph.source(place.get("link"))
             if isinstance(source, _Value):
@@ -71,7 +88,9 @@ def widgets(info: dict) -> list[tuple[str, bool]]:
         order = info.get("input_order", {}).get(group) or list(specs)
         for name in order:
             kind, options = specs[name][0], specs[name][1] if len(specs[name]) > 1 else {}
-            if (isinstance(kind, list) or kind in WIDGETS or options.get("widgetType") in WIDGETS) and not options.get("forceInput"):
+            if (isinstance(kind, list) or kind in WIDGETS or options.get("widgetType") in WIDGETS) and not options.get(
+                "forceInput"
+            ):
                 control = options.get("control_after_generate", kind == "INT" and name in ("seed", "noise_seed"))
                 found.append((name, bool(control)))
     return found
@@ -87,12 +106,21 @@ class _Value:
 class _Graph:
     def __init__(self, workflow: dict):
         if (workflow.get("definitions") or {}).get("subgraphs"):
-            raise Trouble("The workflow holds subgraphs, which this converter does not read. Unpack them, or use File > Export (API) in the page.")
+            raise Trouble(
+                "The workflow holds subgraphs, which this converter does not read. Unpack them, or use File > Export (API) in the page."
+            )
         self.nodes = {node["id"]: node for node in workflow["nodes"]}
         self.links = {}
         for link in workflow.get("links") or []:
             if isinstance(link, dict):
-                link = [link["id"], link["origin_id"], link["origin_slot"], link["target_id"], link["target_slot"], link.get("type")]
+                link = [
+                    link["id"],
+                    link["origin_id"],
+                    link["origin_slot"],
+                    link["target_id"],
+                    link["target_slot"],
+                    link.get("type"),
+                ]
             self.links[link[0]] = link
 
     def source(self, link_id: int | None) -> tuple[str, int] | _Value | None:
