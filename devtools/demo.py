@@ -73,7 +73,8 @@ def _run(path: Path, client: Client, running: server.Server) -> Row:
         row.error = str(trouble)
     else:
         row.seconds = run.seconds
-        row.error = run.error and f"{run.error.get('node_type')}: {run.error.get('exception_message', '').strip()}"
+        if run.error:
+            row.error = f"{run.error.get('node_type')}: {run.error.get('exception_message', '').strip()}"
         row.texts = [text for _, text in run.texts()]
         _keep(row, run, prompt, client)
     say(f"    {'FAILED: ' + row.error if row.error else f'{len(row.left) + len(row.right)} pictures'}  ({row.seconds:.1f} s)")

@@ -12,8 +12,9 @@ if TYPE_CHECKING:
 
 STYLE = """
 body { margin: 0 auto; max-width: 1000px; padding: 40px 24px; font: 16px/1.5 system-ui, sans-serif; color: #1c1e22; background: #faf9f6 }
+td, th { text-align: left; padding: 7px 12px 7px 0; border-bottom: 1px solid #dedcd6; vertical-align: top }
 h1 { font-size: 34px; margin: 0 } h2 { margin: 40px 0 4px; font-size: 23px } p { margin: 4px 0 14px; color: #70747c }
-table { border-collapse: collapse; width: 100% } td, th { text-align: left; padding: 7px 12px 7px 0; border-bottom: 1px solid #dedcd6; vertical-align: top }
+table { border-collapse: collapse; width: 100% }
 td.value { font-weight: 600; white-space: nowrap } .missed { color: #aa1e1e }
 .sides { display: flex; flex-wrap: wrap; gap: 28px } figure { margin: 0 } figcaption { color: #70747c; font-size: 14px }
 img { width: 256px; image-rendering: auto; border: 1px solid #dedcd6; margin: 4px 6px 4px 0 } pre { white-space: pre-wrap; color: #70747c }
@@ -30,7 +31,8 @@ def html(rows: list[Row], records: list[dict], version: str) -> str:
 
 
 def _table(record: dict) -> str:
-    how = f"{'Quick measurement' if record['quick'] else 'Measurement'} in {record['seconds']:.0f} s, ComfyUI {record['host']}, {record['machine']}."
+    kind = "Quick measurement" if record["quick"] else "Measurement"
+    how = f"{kind} in {record['seconds']:.0f} s, ComfyUI {record['host']}, {record['machine']}."
     lines = [
         f"<h2>Measured: {text.escape(record['module'].rpartition('.')[2].replace('_', ' '))}</h2><p>{text.escape(how)}</p><table>"
     ]

@@ -23,7 +23,7 @@ from .hosts import Host
 from .places import ROOT, RUNS, WINDOWS
 from .say import Trouble, say
 
-START_SECONDS = 180
+SILENT_SECONDS = 180  # on a busy machine a start may take minutes, but it says something meanwhile
 UNMOUNTED = shutil.ignore_patterns(".git", ".venv*", ".host", ".run", "output", "__pycache__", ".*_cache", "node_modules")
 #: Loopback must not go through somebody's proxy.
 OPEN = urllib.request.build_opener(urllib.request.ProxyHandler({})).open
@@ -149,8 +149,11 @@ def _start(environment: Environment, host: Host, folder: Path, port: int, cpu: b
 
 def _wait(server: Server) -> bool:
     """Wait until the server answers; False when it ended instead."""
-    deadline = time.monotonic() + START_SECONDS
+    deadline, written = time.monotonic() + SILENT_SECONDS, 0
     while time.monotonic() < deadline:
+        size = server.log.stat().st_size
+        if size != written:
+            deadline, written = time.monotonic() + SILENT_SECONDS, size
         if not server.alive():
             return False
         with (
@@ -160,7 +163,7 @@ def _wait(server: Server) -> bool:
             if response.status == 200:
                 return True
         time.sleep(0.2)
-    say(f"  ComfyUI did not answer within {START_SECONDS} seconds.")
+    say(f"  ComfyUI did not answer and said nothing for {SILENT_SECONDS} seconds.")
     return False
 
 
