@@ -1,0 +1,184 @@
+"""The command line of dev.py."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+import webbrowser
+from pathlib import Path
+
+from . import environment, hosts, server
+from .environment import Environment
+from .hosts import Host
+from .places import DEFAULT_HOST, ROOT, in_ci
+from .say import Trouble, say
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command and return the process's exit code."""
+    options = _parser().parse_args(arguments)
+    server.stop_on_signals()
+    try:
+        return options.action(options)
+    except Trouble as trouble:
+        say(f"\n{trouble}")
+        return 1
+    except KeyboardInterrupt:
+        say("\nStopped.")
+        return 130
+    except OSError as error:
+        if error.errno == 28 or getattr(error, "winerror", None) == 112:
+            say(f"\nThe disk is full ({error.filename or 'while writing'}). Free some space and start the same command again.")
+            return 1
+        raise
+
+
+def _parser() -> argparse.ArgumentParser:
+    place = argparse.ArgumentParser(add_help=False)
+    group = place.add_argument_group("which ComfyUI, which Python")
+    group.add_argument("--host", metavar="DIR", help="use this ComfyUI checkout; nothing is written into it")
+    group.add_argument("--host-version", metavar="X.Y.Z", help=f"download and use this ComfyUI release (default {DEFAULT_HOST})")
+    group.add_argument(
+        "--python", metavar="EXE", help="make the environment with this interpreter (default: the one that runs dev.py)"
+    )
+    group.add_argument(
+        "--venv", metavar="DIR", help="the environment to make or use; one that dev.py did not make is used untouched"
+    )
+
+    parser = argparse.ArgumentParser(prog="dev.py", description="Everything a contributor to Exemplary does, from a bare Python.")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    def command(name: str, action, text: str, within=commands) -> argparse.ArgumentParser:
+        made = within.add_parser(name, help=text, description=text, parents=[place])
+        made.set_defaults(action=action)
+        return made
+
+    command("demo", _demo, "run every example workflow in a real ComfyUI; pictures and figures go to output/")
+    test = command("test", _test, "lint, then every test")
+    test.add_argument("lanes", nargs="*", metavar="LANE", help="only these: lint unit host conformance server browser")
+    test.add_argument("-k", metavar="EXPRESSION", help="pytest's -k: only the tests whose name matches")
+    test.add_argument("-x", action="store_true", help="stop at the first failing test")
+    serve = command("serve", _serve, "open ComfyUI with the pack in the browser")
+    serve.add_argument("--port", type=int, help="the port to listen on (default: 8188, or a free one)")
+    serve.add_argument("--gpu", action="store_true", help="let ComfyUI use the graphics card")
+    serve.add_argument("--no-browser", action="store_true", help="do not open the page")
+    command("lint", _lint, "ruff and mypy")
+    conformance = command("conformance", _conformance, "compare the techniques with recorded numbers")
+    conformance.add_argument(
+        "files", nargs="+", metavar="FILE", help="a .safetensors file of recorded numbers, or a folder of them"
+    )
+    bench = command("bench", _bench, "measure speed, as ratios within one run")
+    bench.add_argument("names", nargs="*", metavar="NAME", help="only these benchmarks, by file name")
+    playground = _parser_of(commands, "playground", "the small drawn world and the models trained on it")
+    train = command("train", _playground_train, "train the playground's models again; resumes where it stopped", playground)
+    train.add_argument("arguments", nargs=argparse.REMAINDER, metavar="...", help="handed to the training recipe")
+    evaluate = command("evaluate", _playground_evaluate, "measure what the playground's models and the techniques do", playground)
+    evaluate.add_argument("--quick", action="store_true", help="fewer samples")
+    own = command("train", _train, "train a technique's adapter on your own data")
+    own.add_argument("technique", metavar="TECHNIQUE")
+    own.add_argument("--config", metavar="FILE", required=True)
+    convert = command("convert", _convert, "print the API form of a saved workflow")
+    convert.add_argument("file", metavar="FILE")
+    return parser
+
+
+def _parser_of(commands, name: str, text: str):
+    """A command that has commands of its own."""
+    return commands.add_parser(name, help=text, description=text).add_subparsers(metavar="COMMAND", required=True)
+
+
+def _ready(options: argparse.Namespace, *, dev: bool = False, fresh: bool = False) -> tuple[Environment, Host]:
+    if options.host and options.host_version:
+        raise Trouble("--host and --host-version exclude each other: name a checkout or a release, not both.")
+    host = hosts.find(options.host, options.host_version)
+    return environment.prepare(host, python=options.python, venv=options.venv, dev=dev, fresh=fresh), host
+
+
+def _demo(options: argparse.Namespace) -> int:
+    from . import demo
+
+    return demo.demo(*_ready(options))
+
+
+def _test(options: argparse.Namespace) -> int:
+    from . import testing
+
+    lanes = testing.chosen(options.lanes)
+    extra = (["-k", options.k] if options.k else []) + (["-x"] if options.x else [])
+    return testing.run(*_ready(options, dev=True, fresh=in_ci()), lanes, extra)
+
+
+def _lint(options: argparse.Namespace) -> int:
+    from . import testing
+
+    return testing.run(*_ready(options, dev=True), ["lint"], [])
+
+
+def _serve(options: argparse.Namespace) -> int:
+    env, host = _ready(options)
+    port = options.port or (8188 if server.is_free(8188) else None)
+    with server.running(env, host, "serve", port=port, keep=True, cpu=not options.gpu) as running:
+        say(f"ComfyUI {host.version} with Exemplary: {running.url}   (Ctrl-C stops it)")
+        say(f"Workflows, inputs and outputs are kept in {running.folder}; the log is host.log there.")
+        if not options.no_browser:
+            webbrowser.open(running.url)
+        while running.alive():
+            time.sleep(0.5)
+        raise Trouble(f"ComfyUI has ended by itself. Its last lines:\n{running.log_tail()}")
+
+
+def _conformance(options: argparse.Namespace) -> int:
+    from . import testing
+
+    env, host = _ready(options)
+    return testing.inside(env, host, "tests.conformance.runner", [str(Path(file).resolve()) for file in options.files])
+
+
+def _bench(options: argparse.Namespace) -> int:
+    from . import figures
+
+    return figures.measure(*_ready(options), kind="speed", names=options.names)
+
+
+def _playground_train(options: argparse.Namespace) -> int:
+    from . import testing
+
+    if not (ROOT / "py" / "playground" / "training.py").is_file():
+        raise Trouble("The playground's training recipe (py/playground/training.py) is not in this version of the pack.")
+    arguments = [argument for argument in options.arguments if argument != "--"]
+    return testing.inside(*_ready(options), "py.playground.training", arguments)
+
+
+def _playground_evaluate(options: argparse.Namespace) -> int:
+    from . import figures
+
+    return figures.measure(*_ready(options), kind="quality", quick=options.quick)
+
+
+def _train(options: argparse.Namespace) -> int:
+    from . import testing
+
+    trainers = sorted(
+        path.parent.name for path in (ROOT / "py").glob("*/training.py") if path.parent.name not in ("playground", "training")
+    )
+    if options.technique not in trainers:
+        known = f"These techniques have one: {', '.join(trainers)}." if trainers else "No technique has one yet."
+        raise Trouble(f"There is no trainer for {options.technique!r} in this version of the pack. {known}")
+    return testing.inside(*_ready(options), f"py.{options.technique}.training", ["--config", str(Path(options.config).resolve())])
+
+
+def _convert(options: argparse.Namespace) -> int:
+    from .client import Client
+    from .workflow import to_prompt
+
+    stdout, sys.stdout = sys.stdout, sys.stderr  # the progress goes to stderr, the JSON alone to stdout
+    try:
+        workflow = json.loads(Path(options.file).read_text(encoding="utf-8"))
+        with server.running(*_ready(options), "convert") as running:
+            prompt = to_prompt(workflow, Client(running.url).object_info())
+    finally:
+        sys.stdout = stdout
+    say(json.dumps(prompt, indent=2))
+    return 0

@@ -1,0 +1,125 @@
+"""Measured figures: who measures them, how they are kept, and when they are measured again.
+
+A measurement is a module of the pack, `py/playground/evaluation.py` or any `benchmarks/<name>.py`, with
+
+    KIND = "quality"                    # or "speed"
+    def figures(quick: bool):           # a generator; the host is importable, the pack is `pack`
+        yield {"name": "one object: class and colour right", "value": 0.94, "unit": "%", "target": ">= 0.90", "ok": True,
+               "note": "200 held-out prompts"}
+
+`value` is a number, `unit` says how to print it ("%" prints 0.94 as 94.0 %), `target` and `ok` may be left away. Each figure is
+printed when it is known and kept in `output/figures/<module>.json` with what it was measured on. `dev.py playground evaluate` runs
+those of KIND quality, `dev.py bench` those of KIND speed; the demo reuses kept ones as long as the pack's code and weights are the
+same, and otherwise measures quickly.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import json
+import platform
+import subprocess
+import time
+from pathlib import Path
+
+from .environment import Environment
+from .hosts import Host
+from .places import OUTPUT, ROOT
+from .say import Trouble, say
+from .testing import variables
+
+KEPT = OUTPUT / "figures"
+
+
+def modules(kind: str, names: list[str] | None = None) -> list[str]:
+    """The measurements of one kind, as module names inside the pack."""
+    paths = [ROOT / "py" / "playground" / "evaluation.py", *sorted((ROOT / "benchmarks").glob("*.py"))]
+    found = [path for path in paths if path.is_file() and _kind(path) == kind]
+    unknown = set(names or ()) - {path.stem for path in found}
+    if unknown:
+        known = ", ".join(path.stem for path in found) or "none"
+        raise Trouble(f"There is no measurement {sorted(unknown)[0]!r} of kind {kind}. There are: {known}.")
+    return [".".join(path.relative_to(ROOT).with_suffix("").parts) for path in found if not names or path.stem in names]
+
+
+def measure(environment: Environment, host: Host, *, kind: str, names: list[str] | None = None, quick: bool = False) -> int:
+    """Run the measurements of one kind and keep their figures; 1 when one fails or misses its target."""
+    found = modules(kind, names)
+    if not found:
+        raise Trouble(f"This version of the pack has no measurement of kind {kind} yet.")
+    return int(sum(not _measure(environment, host, module, quick) for module in found) > 0)
+
+
+def for_demo(environment: Environment, host: Host) -> tuple[list[dict], bool]:
+    """Every figure of quality for the demo's report, and whether all of them could be had."""
+    complete = True
+    for module in modules("quality"):
+        kept = read(module)
+        if kept is None or kept["fingerprint"] != fingerprint():
+            complete = _measure(environment, host, module, True) and complete
+    records = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(KEPT.glob("*.json"))]
+    return [record for record in records if record["fingerprint"] == fingerprint()], complete
+
+
+def read(module: str) -> dict | None:
+    """The kept record of a measurement."""
+    path = KEPT / f"{module}.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def shown(figure: dict) -> str:
+    """A figure's value as people read it."""
+    value, unit = figure["value"], figure.get("unit", "")
+    if unit == "%":
+        return f"{100 * value:.1f} %"
+    text = f"{value:.3g}" if isinstance(value, float) else str(value)
+    return f"{text} {unit}".strip()
+
+
+def fingerprint() -> str:
+    """What the figures depend on: the pack's code and weights."""
+    digest = hashlib.sha256()
+    for folder in ("py", "nodes", "benchmarks", "assets"):
+        for path in sorted((ROOT / folder).rglob("*")):
+            if path.is_file() and path.suffix != ".pyc":
+                digest.update(path.relative_to(ROOT).as_posix().encode() + path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _measure(environment: Environment, host: Host, module: str, quick: bool) -> bool:
+    """Run one measurement, print its figures as they come, and keep them."""
+    say(f"  Measuring {module}{' (quick)' if quick else ''}")
+    command = [
+        str(environment.python),
+        str(ROOT / "devtools" / "inside.py"),
+        "--figures",
+        module,
+        *(["--quick"] if quick else []),
+    ]
+    started, found = time.monotonic(), []
+    with subprocess.Popen(command, cwd=ROOT, env=variables(host), stdout=subprocess.PIPE, text=True, encoding="utf-8") as process:
+        for line in process.stdout or ():
+            if not line.startswith("FIGURE "):
+                say("    " + line.rstrip())
+                continue
+            figure = json.loads(line[len("FIGURE ") :])
+            found.append(figure)
+            goal = f"  (asked: {figure['target']}{'' if figure.get('ok', True) else ', MISSED'})" if figure.get("target") else ""
+            say(f"    {figure['name']}: {shown(figure)}{goal}")
+    record = {"module": module, "quick": quick, "host": host.version, "machine": f"{platform.system()} {platform.machine()}"}
+    record |= {"fingerprint": fingerprint(), "seconds": round(time.monotonic() - started, 1), "figures": found}
+    KEPT.mkdir(parents=True, exist_ok=True)
+    if process.returncode == 0:
+        (KEPT / f"{module}.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
+    else:
+        say(f"  {module} failed.")
+    return process.returncode == 0 and all(figure.get("ok", True) for figure in found)
+
+
+def _kind(path: Path) -> str | None:
+    """The KIND a module states, read without running it."""
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "KIND":
+            return ast.literal_eval(node.value)
+    return None

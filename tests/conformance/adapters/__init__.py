@@ -1,0 +1,1 @@
+"""One file a technique; see `tests/conformance/registry.py` for what it holds."""
