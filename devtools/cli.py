@@ -73,7 +73,9 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument("names", nargs="*", metavar="NAME", help="only these benchmarks, by file name")
     playground = _parser_of(commands, "playground", "the small drawn world and the models trained on it")
     train = command("train", _playground_train, "train the playground's models again; resumes where it stopped", playground)
-    train.add_argument("arguments", nargs=argparse.REMAINDER, metavar="...", help="handed to the training recipe")
+    train.add_argument(
+        "arguments", nargs=argparse.REMAINDER, metavar="STAGE", help="only these: autoencoder base judge image_encoder"
+    )
     evaluate = command("evaluate", _playground_evaluate, "measure what the playground's models and the techniques do", playground)
     evaluate.add_argument("--quick", action="store_true", help="fewer samples")
     own = command("train", _train, "train a technique's adapter on your own data")
@@ -145,10 +147,8 @@ def _bench(options: argparse.Namespace) -> int:
 def _playground_train(options: argparse.Namespace) -> int:
     from . import testing
 
-    if not (ROOT / "py" / "playground" / "training.py").is_file():
-        raise Trouble("The playground's training recipe (py/playground/training.py) is not in this version of the pack.")
     arguments = [argument for argument in options.arguments if argument != "--"]
-    return testing.inside(*_ready(options), "py.playground.training", arguments)
+    return testing.inside(*_ready(options, dev=True), "py.host.playground_training", arguments)
 
 
 def _playground_evaluate(options: argparse.Namespace) -> int:
@@ -160,9 +160,7 @@ def _playground_evaluate(options: argparse.Namespace) -> int:
 def _train(options: argparse.Namespace) -> int:
     from . import testing
 
-    trainers = sorted(
-        path.parent.name for path in (ROOT / "py").glob("*/training.py") if path.parent.name not in ("playground", "training")
-    )
+    trainers = sorted(path.parent.name for path in (ROOT / "py").glob("*/training.py"))
     if options.technique not in trainers:
         known = f"These techniques have one: {', '.join(trainers)}." if trainers else "No technique has one yet."
         raise Trouble(f"There is no trainer for {options.technique!r} in this version of the pack. {known}")

@@ -46,10 +46,20 @@ class ExemplaryPlaygroundScene(io.ComfyNode):
             inputs=[
                 io.Combo.Input("kind", options=list(KINDS), default=KINDS[0], tooltip="What is drawn."),
                 io.Int.Input(
-                    "seed", default=0, min=0, max=0xFFFFFFFF, control_after_generate=True, tooltip="The scene's number; each is always the same."
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=0xFFFFFFFF,
+                    control_after_generate=True,
+                    tooltip="The scene's number; each is always the same.",
                 ),
                 io.Int.Input(
-                    "size", default=128, min=64, max=1024, step=64, tooltip="Width and height in pixels. The playground models expect 128."
+                    "size",
+                    default=128,
+                    min=64,
+                    max=1024,
+                    step=64,
+                    tooltip="Width and height in pixels. The playground models expect 128.",
                 ),
                 io.Boolean.Input(
                     "held_out",

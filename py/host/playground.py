@@ -112,7 +112,9 @@ class PlaygroundWords(comfy.sd1_clip.SDTokenizer):
 
 class PlaygroundTokenizer(comfy.sd1_clip.SD1Tokenizer):
     def __init__(self, embedding_directory=None, tokenizer_data={}):  # noqa: B006
-        super().__init__(embedding_directory=embedding_directory, tokenizer_data=tokenizer_data, clip_name="l", tokenizer=PlaygroundWords)
+        super().__init__(
+            embedding_directory=embedding_directory, tokenizer_data=tokenizer_data, clip_name="l", tokenizer=PlaygroundWords
+        )
 
 
 class _ClipTarget:
@@ -141,7 +143,9 @@ def new_unet() -> nn.Module:
 
 def new_text_model() -> nn.Module:
     """The bare text encoder (`CLIPTextModel`) in float32, to be trained."""
-    model = PlaygroundTextModel(dtype=torch.float32, model_options={"custom_operations": comfy.ops.disable_weight_init}).transformer
+    model = PlaygroundTextModel(
+        dtype=torch.float32, model_options={"custom_operations": comfy.ops.disable_weight_init}
+    ).transformer
     return _initialise(model.requires_grad_(True))
 
 
@@ -165,7 +169,7 @@ def new_image_encoder(config: dict) -> nn.Module:
 @torch.no_grad()
 def _initialise(model: nn.Module) -> nn.Module:
     """Torch's own initialisation, which the host's layers skip because they expect a checkpoint."""
-    for name, module in model.named_modules():
+    for module in model.modules():
         for base in (nn.Conv2d, nn.Linear, nn.GroupNorm, nn.LayerNorm):
             if isinstance(module, base):
                 base.reset_parameters(module)

@@ -1,8 +1,8 @@
-"""Measures the playground through the host's own nodes. `dev.py playground evaluate` runs `main`."""
+"""Measures the playground's models, and the techniques on them, through the host's own sampling. For `dev.py playground evaluate`."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import comfy.sample
 import comfy.samplers
@@ -10,12 +10,13 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from ..ifadapter.instances import Instance, Instances
 from ..playground import evaluation
-from ..playground.evaluation import Figure
-from . import playground
+from ..playground.scene import Scene
+from . import ifadapter, playground
 
+KIND = "quality"
 STEPS, CFG, SAMPLER, SCHEDULER = 20, 4.5, "dpmpp_2m", "karras"
-BATCH = 10
 
 
 class Studio:
@@ -29,7 +30,9 @@ class Studio:
         """A CONDITIONING of a prompt, as CLIPTextEncode makes it."""
         return self.clip.encode_from_tokens_scheduled(self.clip.tokenize(text))
 
-    def sample(self, model, positive: list, seed: int, steps: int = STEPS, side: int = 128, negative: list | None = None) -> Tensor:
+    def sample(
+        self, model, positive: list, seed: int, steps: int = STEPS, side: int = 128, negative: list | None = None
+    ) -> Tensor:
         """One picture [1, 3, side, side] in 0..1, as KSampler and VAEDecode make it."""
         latent = torch.zeros([1, 4, side // 8, side // 8])
         noise = comfy.sample.prepare_noise(latent, seed)
@@ -43,7 +46,7 @@ class Studio:
         """One picture a prompt."""
         return torch.cat([self.sample(self.model, self.encode(p), s) for p, s in zip(prompts, seeds)])
 
-    def paint_captions(self, scenes: Sequence[evaluation.Scene], seeds: Sequence[int]) -> Tensor:
+    def paint_captions(self, scenes: Sequence[Scene], seeds: Sequence[int]) -> Tensor:
         """The captions of layouts, without their boxes."""
         return self.paint([s.caption for s in scenes], seeds)
 
@@ -53,10 +56,28 @@ class Studio:
         return rearrange(self.vae.decode(latent), "b h w c -> b c h w")
 
 
-def figures(studio: Studio, count: int = 200) -> list[Figure]:
-    """Every figure of the base models."""
-    return [
-        *evaluation.autoencoder_figures(studio.round_trip),
-        *evaluation.judge_figures(studio.judge),
-        *evaluation.text_figures(studio.judge, studio.paint, count),
-    ]
+def _paint_layouts(studio: Studio) -> evaluation.PaintLayout:
+    """Pictures of layouts with the weight-free method, as the node applies it."""
+
+    def paint(scenes: Sequence[Scene], seeds: Sequence[int]) -> Tensor:
+        pictures = []
+        for scene, seed in zip(scenes, seeds):
+            instances = Instances(tuple(Instance(i.box, i.phrase) for i in scene.instances))
+            model = ifadapter.apply(studio.model, studio.clip, instances)
+            pictures.append(studio.sample(model, studio.encode(scene.caption), seed))
+        return torch.cat(pictures)
+
+    return paint
+
+
+def figures(quick: bool) -> Iterator[dict]:
+    """Every figure of the playground's models and of the techniques on them; `quick` takes a tenth of the pictures."""
+    studio, share = Studio(), 10 if quick else 1
+    found = evaluation.autoencoder_figures(studio.round_trip, 64 // (4 if quick else 1))
+    found += evaluation.judge_figures(studio.judge, 100 // (2 if quick else 1))
+    yield from (figure.record() for figure in found)
+    yield from (figure.record() for figure in evaluation.text_figures(studio.judge, studio.paint, 200 // share))
+    layouts = evaluation.layout_figures(
+        studio.judge, "IFAdapter, weight-free", _paint_layouts(studio), studio.paint_captions, 100 // share
+    )
+    yield from (figure.record() for figure in layouts)

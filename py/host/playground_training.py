@@ -17,14 +17,17 @@ from . import playground
 log = logging.getLogger("exemplary")
 
 INITIAL_SEED = 1  # of every network's first weights; the batches have the seed of their schedule
-STAGES = ("autoencoder", "base", "judge", "image_encoder")
+CHECKPOINTS = playground.ASSETS.parents[1] / "output" / "playground"
 
 
 def _ship(name: str, state: dict[str, Tensor], **facts: object) -> None:
     """Write one file in float16 beside the others, with what it is in its metadata."""
     playground.ASSETS.mkdir(parents=True, exist_ok=True)
     path = playground.ASSETS / f"{name}.safetensors"
-    save_file({key: value.detach().half().contiguous() for key, value in state.items()}, path, {k: str(v) for k, v in facts.items()})
+    save_file(
+        {key: value.detach().half().contiguous() for key, value in state.items()}, path, {k: str(v) for k, v in facts.items()}
+    )
+    path.chmod(0o644)  # the library writes for the owner alone; these files ship
     log.info("%s: %.1f MB", path.name, path.stat().st_size / 1e6)
 
 
@@ -79,9 +82,18 @@ def train_image_encoder(folder: Path) -> None:
     _ship("text_encoder", shipped, steps=base.SCHEDULE.steps)
 
 
-def main(folder: Path, stages: tuple[str, ...] = STAGES) -> None:
-    """Train the stages in order; checkpoints in `folder` resume, finished stages only write their file again."""
+def main(arguments: list[str]) -> int:
+    """`dev.py playground train [STAGE ...]`: train these stages, all by default, in order.
+
+    Checkpoints in `output/playground` resume; a finished stage only writes its file again.
+    """
     runs = {"autoencoder": train_autoencoder, "base": train_base, "judge": train_judge, "image_encoder": train_image_encoder}
-    for stage in stages:
+    unknown = [name for name in arguments if name not in runs]
+    if unknown:
+        log.error("There is no stage %r. The stages are: %s.", unknown[0], ", ".join(runs))
+        return 2
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    for stage in arguments or list(runs):
         log.info("playground: %s", stage)
-        runs[stage](folder)
+        runs[stage](CHECKPOINTS)
+    return 0

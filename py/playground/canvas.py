@@ -93,9 +93,7 @@ class Canvas:
         self, x0: float, y0: float, x1: float, y1: float, colour: Colour, label: str, instance: int = 0, radius: float = 0.0
     ) -> None:
         box = [v * self._full for v in (x0, y0, x1, y1)]
-        self._stroke(
-            lambda pen, fill: pen.rounded_rectangle(box, radius=radius * self._full, fill=fill), colour, label, instance
-        )
+        self._stroke(lambda pen, fill: pen.rounded_rectangle(box, radius=radius * self._full, fill=fill), colour, label, instance)
 
     def line(self, points: Sequence[Point], width: float, colour: Colour, label: str, instance: int = 0) -> None:
         px, w = self._px(points), max(1, round(width * self._full))

@@ -21,23 +21,21 @@ PaintLayout = Callable[[Sequence[Scene], Sequence[int]], Tensor]
 
 @dataclass(frozen=True)
 class Figure:
-    """One measured number with the bound that it is held to, in the words of a report."""
+    """One measured number with the bound that it is held to. Shares are 0..1 with the unit "%"."""
 
     name: str
     value: float
     unit: str
-    bound: float | None = None
-    at_most: bool = False
+    at_least: float | None = None
 
-    @property
-    def met(self) -> bool:
-        if self.bound is None:
-            return True
-        return self.value <= self.bound if self.at_most else self.value >= self.bound
-
-    def __str__(self) -> str:
-        wanted = "" if self.bound is None else f" (wanted: {'at most' if self.at_most else 'at least'} {self.bound:g} {self.unit})"
-        return f"{self.name}: {self.value:.3g} {self.unit}{wanted}{'' if self.met else ' NOT MET'}"
+    def record(self) -> dict[str, object]:
+        """The form that reports keep: name, value, unit, and target and ok where there is a bound."""
+        found: dict[str, object] = {"name": self.name, "value": self.value, "unit": self.unit}
+        if self.at_least is not None:
+            percent = self.unit == "%"
+            shown = f"{100 * self.at_least:g} %" if percent else f"{self.at_least:g} {self.unit}"
+            found |= {"target": f">= {shown}", "ok": self.value >= self.at_least}
+        return found
 
 
 def held_out(kind: str, count: int, first: int = 0, **wish) -> list[Scene]:
@@ -79,10 +77,10 @@ def judge_figures(judge: Judge, count: int = 100) -> list[Figure]:
     for scene, seen in zip(scenes, look(judge, as_images(scenes))):
         for name, share in agreement(seen, scene).items():
             shares.setdefault(name, []).append(share)
-    figures = [Figure(f"judge, pixels right: {name}", 100 * float(np.mean(v)), "%") for name, v in shares.items()]
+    figures = [Figure(f"judge, pixels right: {name}", float(np.mean(v)), "%") for name, v in shares.items()]
     layouts = held_out_layouts(count)
     drawn = judge_objects(judge, as_images(layouts))
-    return [*figures, Figure(f"judge, objects of {count} drawn layouts found in place", 100 * success(drawn, layouts), "%")]
+    return [*figures, Figure(f"judge, objects of {count} drawn layouts found in place", success(drawn, layouts), "%")]
 
 
 def success(found: list[list[Found]], layouts: Sequence[Scene]) -> float:
@@ -94,12 +92,12 @@ def success(found: list[list[Found]], layouts: Sequence[Scene]) -> float:
 def text_figures(judge: Judge, paint: Paint, count: int = 200) -> list[Figure]:
     """Prompts with one and with two objects: are the asked classes there in the asked colours?"""
     figures = []
-    for objects, bound in ((1, 90.0), (2, 75.0)):
+    for objects, bound in ((1, 0.90), (2, 0.75)):
         scenes = held_out("objects", count // 2, first=40_000 + objects * 1000, count=objects)
         found = judge_objects(judge, paint([s.caption for s in scenes], list(range(len(scenes)))))
         share = sum(_right(f, s.instances) for f, s in zip(found, scenes)) / len(scenes)
         words = "one object" if objects == 1 else "both of two objects"
-        figures.append(Figure(f"text, {len(scenes)} held-out prompts: class and colour right, {words}", 100 * share, "%", bound))
+        figures.append(Figure(f"text, {len(scenes)} held-out prompts: class and colour right, {words}", share, "%", bound))
     return figures
 
 
@@ -110,8 +108,8 @@ def layout_figures(judge: Judge, name: str, with_boxes: PaintLayout, text_alone:
     text = success(judge_objects(judge, text_alone(layouts, seeds)), layouts)
     ratio = boxes / max(text, 1e-9)
     return [
-        Figure(f"{name}, {count} held-out layouts: instance success", 100 * boxes, "%"),
-        Figure("the same text without boxes: instance success", 100 * text, "%"),
+        Figure(f"{name}, {count} held-out layouts: instance success", boxes, "%"),
+        Figure("the same text without boxes: instance success", text, "%"),
         Figure(f"{name} against text alone", ratio, "times", 3.0),
     ]
 

@@ -25,7 +25,9 @@ class Identity:
 
     @property
     def phrase(self) -> str:
-        words = f"{article(self.skin)} person with {self.style} {self.hair} hair, {self.eyes} eyes and {article(self.shirt)} shirt"
+        words = (
+            f"{article(self.skin)} person with {self.style} {self.hair} hair, {self.eyes} eyes and {article(self.shirt)} shirt"
+        )
         return words + (" and glasses" if self.glasses else "")
 
     def attributes(self) -> dict[str, str]:
@@ -71,7 +73,9 @@ def _back_hair(canvas: Canvas, f: _Frame, style: str, colour, width: float, inst
     elif style == "curly":
         for k in range(11):
             a = math.pi * (0.95 + 1.1 * k / 10)
-            canvas.ellipse(f.at((width + 0.12) * math.cos(a), -0.28 + 0.88 * math.sin(a)), 0.36 * u, 0.36 * u, colour, "hair", instance)
+            canvas.ellipse(
+                f.at((width + 0.12) * math.cos(a), -0.28 + 0.88 * math.sin(a)), 0.36 * u, 0.36 * u, colour, "hair", instance
+            )
     elif style == "bun":
         canvas.ellipse(f.at(0, -1.22), 0.42 * u, 0.38 * u, colour, "hair", instance)
         canvas.ellipse(f.at(0, -0.22), (width + 0.12) * u, 0.95 * u, colour, "hair", instance)
@@ -90,9 +94,7 @@ def _fringe(canvas: Canvas, f: _Frame, style: str, colour, width: float, rng: np
         low = [f.at(width * (0.9 - 1.8 * k / 16), -0.5 - 0.1 * math.cos(k * math.pi / 2)) for k in range(17)]
     else:
         parting, dip = rng.uniform(-0.5, 0.5), rng.uniform(0.26, 0.4)
-        low = [
-            f.at(width * x, -0.72 + dip * min(1.0, abs(x - parting) * 1.25)) for x in np.linspace(0.95, -0.95, 17)
-        ]
+        low = [f.at(width * x, -0.72 + dip * min(1.0, abs(x - parting) * 1.25)) for x in np.linspace(0.95, -0.95, 17)]
     canvas.polygon(top + low, colour, "hair", instance)
 
 
@@ -134,7 +136,9 @@ def draw_person(canvas: Canvas, who: Identity, centre: Point, unit: float, insta
     canvas.rectangle(*f.at(-0.26, 0.6), *f.at(0.26, 1.16), shade, "skin", instance, radius=0.1 * unit)
     for side in (-1, 1):
         canvas.ellipse(f.at(side * width, 0.04), 0.15 * unit, 0.22 * unit, shade, "skin", instance)
-    jaw = [f.at(width * math.cos(a), math.copysign(abs(math.sin(a)) ** 0.9, math.sin(a))) for a in np.linspace(0, 2 * math.pi, 48)]
+    jaw = [
+        f.at(width * math.cos(a), math.copysign(abs(math.sin(a)) ** 0.9, math.sin(a))) for a in np.linspace(0, 2 * math.pi, 48)
+    ]
     canvas.polygon(jaw, skin, "skin", instance)
     _fringe(canvas, f, who.style, hair, width, rng, instance)
 

@@ -38,7 +38,7 @@ HEADS = {"labels": len(world.CLASS_NAMES), "colours": len(COLOUR_WORDS), "styles
 
 #: class -> (group of its colour, attribute of the instance or scene that holds it)
 _COLOUR_OF: dict[str, tuple[str, str]] = {
-    **{name: ("colour", "colour") for name in (*world.OBJECTS, "house", "car")},
+    **dict.fromkeys((*world.OBJECTS, "house", "car"), ("colour", "colour")),
     "clothes": ("colour", "shirt"),
     "skin": ("skin", "skin"),
     "hair": ("hair", "hair"),
@@ -49,7 +49,7 @@ _COLOUR_OF: dict[str, tuple[str, str]] = {
     "grass": ("season", "season"),
     "road": ("road", "road"),
 }
-_STYLE_OF: dict[str, tuple[str, str]] = {**{name: ("texture", "texture") for name in world.OBJECTS}, "hair": ("style", "style")}
+_STYLE_OF: dict[str, tuple[str, str]] = {**dict.fromkeys(world.OBJECTS, ("texture", "texture")), "hair": ("style", "style")}
 
 
 def _words_of(scene: Scene, of: dict[str, tuple[str, str]], words: tuple[tuple[str, str], ...]) -> np.ndarray:

@@ -44,7 +44,15 @@ def _outline(name: str, centre: Point, r: float) -> list[list[Point]]:
 
 
 def draw_object(
-    canvas: Canvas, name: str, colour_name: str, texture: str, centre: Point, r: float, instance: int, backdrop, rng: np.random.Generator
+    canvas: Canvas,
+    name: str,
+    colour_name: str,
+    texture: str,
+    centre: Point,
+    r: float,
+    instance: int,
+    backdrop,
+    rng: np.random.Generator,
 ) -> None:
     """One object of half-side `r` with a thin outline of its own darker colour."""
     colour = COLOURS[colour_name]

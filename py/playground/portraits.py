@@ -62,7 +62,13 @@ def draw_place(canvas: Canvas, place: str, rng: np.random.Generator) -> None:
         for x in (0.1, 0.5, 0.9):
             peak, top = x + float(rng.uniform(-0.12, 0.12)), float(rng.uniform(0.1, 0.26))
             canvas.polygon([(peak - 0.5, 0.8), (peak, top), (peak + 0.5, 0.8)], (126, 140, 164), "snow")
-            cap = [(peak - 0.12, top + 0.14), (peak, top), (peak + 0.12, top + 0.14), (peak + 0.04, top + 0.1), (peak - 0.04, top + 0.17)]
+            cap = [
+                (peak - 0.12, top + 0.14),
+                (peak, top),
+                (peak + 0.12, top + 0.14),
+                (peak + 0.04, top + 0.1),
+                (peak - 0.04, top + 0.17),
+            ]
             canvas.polygon(cap, (250, 252, 255), "snow")
         canvas.gradient((240, 244, 250), (222, 230, 242), "snow", max(horizon, 0.56), 1.0)
 
@@ -73,7 +79,11 @@ def draw_people(rng: np.random.Generator, side: int, who: list[Identity] | None 
     place = place or str(rng.choice(PLACES))
     canvas = Canvas(side)
     draw_place(canvas, place, rng)
-    centres = [(float(rng.uniform(0.3, 0.7)), 0.5)] if len(who) == 1 else [(float(rng.uniform(0.22, 0.29)), 0.5), (float(rng.uniform(0.71, 0.78)), 0.5)]
+    centres = (
+        [(float(rng.uniform(0.3, 0.7)), 0.5)]
+        if len(who) == 1
+        else [(float(rng.uniform(0.22, 0.29)), 0.5), (float(rng.uniform(0.71, 0.78)), 0.5)]
+    )
     instances = []
     for number, (person, (x, y)) in enumerate(zip(who, centres), start=1):
         draw_person(canvas, person, (x, y + float(rng.uniform(-0.05, 0.07))), float(rng.uniform(0.135, 0.16)), number, rng)

@@ -12,7 +12,9 @@ HOUSE_COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "white")
 _COUNT = {1: "a", 2: "two", 3: "three"}
 
 
-def _house(canvas: Canvas, x0: float, x1: float, top: float, ground: float, colour, lit: bool, rng: np.random.Generator, n: int) -> None:
+def _house(
+    canvas: Canvas, x0: float, x1: float, top: float, ground: float, colour, lit: bool, rng: np.random.Generator, n: int
+) -> None:
     wall = mix(colour, (128, 128, 128), 0.12)
     canvas.rectangle(x0, top, x1, ground, wall, "house", n)
     roof = darker(mix(colour, (120, 70, 50), 0.55), 0.25)

@@ -94,7 +94,7 @@ MOUTHS: dict[str, Colour] = {"red": (200, 40, 56), "pink": (228, 120, 140), "bro
 PLACES: tuple[str, ...] = ("park", "beach", "city", "mountains", "room")
 
 _GLUE = (
-    "by " 
+    "by "
     "a an the and on in of with at by two three no person people portrait face street background place "
     "house houses tree trees car cars road roof eyes hair shirt mouth glasses sky grass object objects picture drawing light window"
 )

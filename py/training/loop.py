@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -112,7 +111,7 @@ def fit(
             "step": step,
         }
         torch.save(state, path.with_suffix(".part"))
-        os.replace(path.with_suffix(".part"), path)  # a run that is cut off here keeps the older checkpoint whole
+        path.with_suffix(".part").replace(path)  # a run that is cut off here keeps the older checkpoint whole
 
     for module in prepared.values():
         module.train()
@@ -131,7 +130,9 @@ def fit(
         running += float(value.detach())
         done = step + 1
         if done % 50 == 0:
-            log.info("%s %d/%d loss %.5f, %.2f s a step", name, done, schedule.steps, running / 50, (time.monotonic() - since) / 50)
+            log.info(
+                "%s %d/%d loss %.5f, %.2f s a step", name, done, schedule.steps, running / 50, (time.monotonic() - since) / 50
+            )
             running, since = 0.0, time.monotonic()
         if done % schedule.checkpoint_every == 0 or done == schedule.steps:
             save(done)

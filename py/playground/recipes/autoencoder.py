@@ -18,7 +18,9 @@ SCENES = 6000
 CROP = 64  # pixels; convolutions only, so that crops train what whole pictures use
 BATCH = 16
 JITTER = 0.04  # of a latent's standard deviation, which is held near one
-SCHEDULE = Schedule(steps=3000, learning_rate=1.2e-3, warmup=100, final_rate=0.02, weight_decay=0.0, ema=0.995, checkpoint_every=200, seed=11)
+SCHEDULE = Schedule(
+    steps=3000, learning_rate=1.2e-3, warmup=100, final_rate=0.02, weight_decay=0.0, ema=0.995, checkpoint_every=200, seed=11
+)
 
 
 def _edges(x: Tensor) -> tuple[Tensor, Tensor]:

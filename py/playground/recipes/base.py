@@ -23,7 +23,9 @@ CHUNK = 2_000
 BATCH = 32
 DROP = 0.1
 MIN_SNR = 5.0
-SCHEDULE = Schedule(steps=5000, learning_rate=6e-4, warmup=200, final_rate=0.03, weight_decay=0.01, ema=0.999, checkpoint_every=250, seed=12)
+SCHEDULE = Schedule(
+    steps=4200, learning_rate=6e-4, warmup=200, final_rate=0.03, weight_decay=0.01, ema=0.999, checkpoint_every=250, seed=12
+)
 
 Encode = Callable[[Tensor], Tensor]  # pictures [n, 3, h, w] in 0..1 -> unit latents [n, 4, h/8, w/8]
 TextFeatures = Callable[[nn.Module, Tensor], Tensor]

@@ -15,7 +15,9 @@ from ..judge import IGNORE, Judge, truth
 SCENES = 4000
 FIRST = 500_000  # scenes that the base model was not trained on
 BATCH = 16
-SCHEDULE = Schedule(steps=1200, learning_rate=2e-3, warmup=50, final_rate=0.02, weight_decay=0.01, ema=0.99, checkpoint_every=200, seed=13)
+SCHEDULE = Schedule(
+    steps=1200, learning_rate=2e-3, warmup=50, final_rate=0.02, weight_decay=0.01, ema=0.99, checkpoint_every=200, seed=13
+)
 
 
 def _worn(images: Tensor, rng: torch.Generator) -> Tensor:
