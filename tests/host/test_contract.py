@@ -18,7 +18,6 @@ from pack.py.host.schedule import PercentRange
 from pack.py.host.slots import AttentionSlot
 from pack.py.ifadapter.instances import Instance, Instances
 
-
 WHOLE_RUN = PercentRange()
 
 
