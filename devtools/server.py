@@ -23,7 +23,7 @@ from .hosts import Host
 from .places import ROOT, RUNS, WINDOWS
 from .say import Trouble, say
 
-SILENT_SECONDS = 180  # on a busy machine a start may take minutes, but it says something meanwhile
+SILENT_SECONDS = 300  # on a busy machine a start may take minutes, but it says something meanwhile
 UNMOUNTED = shutil.ignore_patterns(".git", ".venv*", ".host", ".run", "output", "__pycache__", ".*_cache", "node_modules")
 #: Loopback must not go through somebody's proxy.
 OPEN = urllib.request.build_opener(urllib.request.ProxyHandler({})).open
