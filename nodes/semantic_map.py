@@ -63,11 +63,9 @@ class SemanticMapFromImage(io.ComfyNode):
                 ),
             ],
             outputs=[
-                SemanticMapType.Output("semantic_map", display_name="semantic_map", tooltip="Which class stands where."),
+                SemanticMapType.Output(display_name="semantic_map", tooltip="Which class stands where."),
                 io.String.Output(
-                    "report",
-                    display_name="report",
-                    tooltip="How much each class covers, and a warning if the palette does not fit.",
+                    display_name="report", tooltip="How much each class covers, and a warning if the palette does not fit."
                 ),
             ],
         )
@@ -120,9 +118,7 @@ class SemanticMapFromMasks(io.ComfyNode):
                 ),
                 SemanticMapType.Input("semantic_map", optional=True, tooltip="The map to paint on. Leave it open to begin one."),
             ],
-            outputs=[
-                SemanticMapType.Output("semantic_map", display_name="semantic_map", tooltip="The map with the class painted in.")
-            ],
+            outputs=[SemanticMapType.Output(display_name="semantic_map", tooltip="The map with the class painted in.")],
         )
 
     @classmethod
@@ -162,8 +158,8 @@ class SemanticMapRemap(io.ComfyNode):
                 ),
             ],
             outputs=[
-                SemanticMapType.Output("semantic_map", display_name="semantic_map", tooltip="The map with its new classes."),
-                io.String.Output("report", display_name="report", tooltip="Which class became which, and what found no class."),
+                SemanticMapType.Output(display_name="semantic_map", tooltip="The map with its new classes."),
+                io.String.Output(display_name="report", tooltip="Which class became which, and what found no class."),
             ],
         )
 
@@ -194,7 +190,7 @@ class SemanticMapToMask(io.ComfyNode):
                     "A class that the map does not show gives an empty mask.",
                 ),
             ],
-            outputs=[io.Mask.Output("mask", display_name="mask", tooltip="1 where one of the classes stands, 0 elsewhere.")],
+            outputs=[io.Mask.Output(display_name="mask", tooltip="1 where one of the classes stands, 0 elsewhere.")],
         )
 
     @classmethod
@@ -212,13 +208,9 @@ class SemanticMapPreview(io.ComfyNode):
             description="Draw a semantic map: plain, for a segmentation ControlNet, and with a legend that says what covers how much.",
             inputs=[SemanticMapType.Input("semantic_map", tooltip="The map to draw.")],
             outputs=[
-                io.Image.Output("image", display_name="image", tooltip="The map in its palette's colours, pixel for pixel."),
-                io.Image.Output(
-                    "legend", display_name="legend", tooltip="The map above the list of its classes and their coverage."
-                ),
-                io.String.Output(
-                    "coverage", display_name="coverage", tooltip="One line a class: its name and how much it covers."
-                ),
+                io.Image.Output(display_name="image", tooltip="The map in its palette's colours, pixel for pixel."),
+                io.Image.Output(display_name="legend", tooltip="The map above the list of its classes and their coverage."),
+                io.String.Output(display_name="coverage", tooltip="One line a class: its name and how much it covers."),
             ],
             is_output_node=True,
         )

@@ -1,0 +1,135 @@
+"""What the operations on a 2048 x 1024 semantic map cost, in processor time on one thread, and against naive forms of the same.
+
+    python -P benchmarks/semantic_maps.py [--quick]
+
+Naive: the full matrix of distances between pixels and palette (in strips, so that it fits into memory); one comparison a class over the
+whole map for masks, remaps and pictures. Processor time, so that other programs do not count.
+"""
+
+from __future__ import annotations
+
+import io
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+if "pack" not in sys.modules:
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+    import conftest  # noqa: F401  puts the pack under its name
+
+from pack.py.semantic.masks import map_from_masks, mask_of_classes
+from pack.py.semantic.palettes import VOID, named_palette
+from pack.py.semantic.preview import coverage_text, legend_picture
+from pack.py.semantic.remap import remap
+from pack.py.semantic.semantic_map import SemanticMap
+from pack.py.semantic.snapping import colours_of_image, snap_to_palette
+
+KIND = "speed"
+HEIGHT, WIDTH = 1024, 2048
+MOST_MS = 1000.0
+
+
+def figures(quick: bool) -> Iterator[dict]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield from _figures(1 if quick else 5)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _figures(repeats: int) -> Iterator[dict]:
+    for name in ("Cityscapes / BDD100K", "ADE20K"):
+        palette = named_palette(name)
+        semantic_map = _blocks(palette, seed=0)
+        exact = semantic_map.to_image()
+        noisy = _jpeg(exact)
+        names = [palette.names[label] for label in semantic_map.labels.unique().tolist()]
+        masks = [(word, mask_of_classes(semantic_map, word)) for word in names[:12]]
+        three = ", ".join(names[:3])
+        swap = f"{names[0]} -> {names[1]}\n{names[1]} -> {names[0]}"
+        operations: list[tuple[str, Callable, Callable | None]] = [
+            ("from an exact picture", lambda: snap_to_palette(exact, palette), lambda: _naive_labels(exact, palette)),
+            ("from a JPEG", lambda: snap_to_palette(noisy, palette), lambda: _naive_labels(noisy, palette)),
+            ("from a JPEG, edges as they are", lambda: snap_to_palette(noisy, palette, clean_edges=False), None),
+            ("palette of a JPEG", lambda: colours_of_image(noisy), None),
+            ("from 12 masks", lambda: map_from_masks(masks, palette), None),
+            ("remap", lambda: remap(semantic_map, swap), lambda: _naive_remap(semantic_map)),
+            ("to mask, 3 classes", lambda: mask_of_classes(semantic_map, three), None),
+            ("plain picture", semantic_map.to_image, lambda: _naive_picture(semantic_map)),
+            ("legend and coverage", lambda: (legend_picture(semantic_map), coverage_text(semantic_map)), None),
+        ]
+        for what, ours, naive in operations:
+            cost = _milliseconds(ours, repeats)
+            yield {"name": f"{name}: {what}", "value": cost, "unit": "ms", "target": f"<= {MOST_MS:.0f}", "ok": cost <= MOST_MS}
+            if naive is not None:
+                ratio = _milliseconds(naive, 1) / cost
+                yield {
+                    "name": f"{name}: {what}, naive form / ours",
+                    "value": ratio,
+                    "unit": "x",
+                    "target": ">= 1",
+                    "ok": ratio >= 1,
+                }
+
+
+def _blocks(palette, seed: int) -> SemanticMap:
+    rng = np.random.default_rng(seed)
+    labels = np.zeros((HEIGHT, WIDTH), dtype=np.uint8)
+    for _ in range(120):
+        y, x = rng.integers(0, HEIGHT - 16), rng.integers(0, WIDTH - 16)
+        labels[y : y + rng.integers(16, 300), x : x + rng.integers(16, 500)] = rng.integers(len(palette.names))
+    return SemanticMap(torch.from_numpy(labels)[None], palette)
+
+
+def _jpeg(image: torch.Tensor) -> torch.Tensor:
+    data = io.BytesIO()
+    Image.fromarray((image[0] * 255).round().byte().numpy()).save(data, "JPEG", quality=75)
+    return torch.from_numpy(np.array(Image.open(data)))[None] / 255
+
+
+def _naive_labels(image: torch.Tensor, palette) -> torch.Tensor:
+    colours = torch.tensor([*palette.colours, palette.void_colour]) / 255
+    strips = []
+    for strip in image[0].split(64):
+        distance, label = (strip[:, :, None] - colours).square().sum(dim=-1).min(dim=-1)
+        strips.append(label.masked_fill((distance > (32 / 255) ** 2) | (label == len(palette.names)), VOID))
+    return torch.cat(strips)
+
+
+def _naive_remap(semantic_map: SemanticMap) -> torch.Tensor:
+    labels = semantic_map.labels.long()
+    result = torch.full_like(labels, VOID)
+    for label in range(len(semantic_map.names)):
+        result[labels == label] = label
+    return result
+
+
+def _naive_picture(semantic_map: SemanticMap) -> torch.Tensor:
+    picture = torch.zeros(*semantic_map.labels.shape, 3)
+    for label, colour in enumerate(semantic_map.colours):
+        picture[semantic_map.labels == label] = torch.tensor(colour) / 255
+    return picture
+
+
+def _milliseconds(run: Callable, repeats: int) -> float:
+    run()
+    costs = []
+    for _ in range(repeats):
+        start = time.process_time()
+        run()
+        costs.append(1000 * (time.process_time() - start))
+    return statistics.median(costs)
+
+
+if __name__ == "__main__":
+    for figure in figures("--quick" in sys.argv[1:]):
+        print(
+            f"{figure['name']:64} {figure['value']:8.1f} {figure['unit']:2}  {figure['target']}{'' if figure['ok'] else '  MISSED'}"
+        )
