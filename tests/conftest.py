@@ -24,4 +24,4 @@ if HOST:
 
     comfy.cli_args.args.cpu = True
 else:
-    collect_ignore_glob = ["host/*", "browser/*"]
+    collect_ignore_glob = ["host/*", "server/*", "browser/*"]

@@ -24,7 +24,7 @@ BATCH = 32
 DROP = 0.1
 MIN_SNR = 5.0
 SCHEDULE = Schedule(
-    steps=4200, learning_rate=6e-4, warmup=200, final_rate=0.03, weight_decay=0.01, ema=0.999, checkpoint_every=250, seed=12
+    steps=3700, learning_rate=6e-4, warmup=200, final_rate=0.03, weight_decay=0.01, ema=0.999, checkpoint_every=250, seed=12
 )
 
 Encode = Callable[[Tensor], Tensor]  # pictures [n, 3, h, w] in 0..1 -> unit latents [n, 4, h/8, w/8]

@@ -1,0 +1,62 @@
+"""The judge's reading of a picture, on answers that are perfect by construction."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from pack.py.playground import judge, world
+from pack.py.playground.evaluation import held_out_layouts, success
+from pack.py.playground.scenes import KINDS, draw_scene
+
+
+def perfect(scene) -> dict[str, torch.Tensor]:
+    """The logits of a judge that knows the scene."""
+    seen = {}
+    for name, expected in judge.truth(scene).items():
+        half = torch.from_numpy(expected[::2, ::2].astype(np.int64))
+        sure = torch.nn.functional.one_hot(half.clamp(max=judge.HEADS[name] - 1), judge.HEADS[name]).permute(2, 0, 1)
+        seen[name] = 9.0 * sure * (half != judge.IGNORE)
+    return seen
+
+
+def test_a_perfect_answer_finds_every_object_in_its_box():
+    layouts = held_out_layouts(12)
+    found = [judge.find_objects(perfect(scene)) for scene in layouts]
+    assert success(found, layouts) == 1.0
+    for things, scene in zip(found, layouts):
+        textures = {(i.name, i.attributes["texture"]) for i in scene.instances}
+        assert {(f.name, f.texture) for f in things} == textures
+
+
+def test_success_needs_class_colour_and_place():
+    scene = held_out_layouts(1)[0]
+    things = judge.find_objects(perfect(scene))
+    first = things[0]
+    other = next(c for c in world.COLOURS if c != first.colour)
+    x0, y0, x1, y1 = first.box
+    assert judge.stands_in(things, first.name, first.colour, first.box)
+    assert not judge.stands_in(things, first.name, other, first.box)
+    assert not judge.stands_in(things, first.name, first.colour, ((x0 + x1) / 2, y0, (3 * x1 - x0) / 2, y1))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_truth_has_words_for_most_of_a_picture(kind):
+    scene = draw_scene(kind, 4)
+    words = judge.truth(scene)
+    assert all(v.shape == scene.labels.shape for v in words.values())
+    assert (words["colours"] != judge.IGNORE).mean() > 0.15
+    assert all(v[v != judge.IGNORE].max(initial=0) < judge.HEADS[name] for name, v in words.items())
+
+
+def test_the_network_answers_at_half_size():
+    out = judge.Judge()(torch.rand(2, 3, 64, 96))
+    assert {name: tuple(v.shape) for name, v in out.items()} == {name: (2, k, 32, 48) for name, k in judge.HEADS.items()}
+
+
+@pytest.mark.parametrize(
+    "a, b, expected",
+    [((0, 0, 1, 1), (0, 0, 1, 1), 1.0), ((0, 0, 0.5, 1), (0.5, 0, 1, 1), 0.0), ((0, 0, 1, 1), (0, 0, 0.5, 1), 0.5)],
+)
+def test_intersection_over_union(a, b, expected):
+    assert judge.iou(a, b) == pytest.approx(expected)

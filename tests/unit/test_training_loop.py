@@ -1,0 +1,73 @@
+"""The shared training loop: a run that is cut off and resumed ends where an uninterrupted one ends."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from pack.py.training.loop import Schedule, fit, generator_for
+
+pytest.importorskip("accelerate", reason="training needs accelerate (requirements-dev.txt)")
+
+SCHEDULE = Schedule(steps=30, learning_rate=0.05, warmup=5, ema=0.9, checkpoint_every=10, mixed_precision="no", seed=3)
+
+
+def line() -> torch.nn.Linear:
+    torch.manual_seed(0)
+    return torch.nn.Linear(2, 1)
+
+
+def problem(model):
+    def loss(step, rng):
+        x = torch.randn(16, 2, generator=rng)
+        return (model(x)[:, 0] - (3 * x[:, 0] - 2 * x[:, 1])).square().mean()
+
+    return loss
+
+
+def test_it_learns_and_leaves_the_average_in_the_module(tmp_path):
+    model = line()
+    schedule = dataclasses.replace(SCHEDULE, steps=300)
+    fit("line", {"line": model}, problem(model), schedule, tmp_path)
+    torch.testing.assert_close(model.weight.detach(), torch.tensor([[3.0, -2.0]]), atol=0.1, rtol=0)
+    average = torch.load(tmp_path / "line.ckpt", weights_only=True)["average"]
+    assert torch.equal(model.weight.detach(), average["line.weight"])
+
+
+def test_a_resumed_run_ends_where_an_uninterrupted_one_ends(tmp_path):
+    whole = line()
+    fit("line", {"line": whole}, problem(whole), SCHEDULE, tmp_path / "whole")
+
+    broken, calls = line(), []
+
+    def interrupted(step, rng):
+        if step == 17:
+            raise KeyboardInterrupt
+        return problem(broken)(step, rng)
+
+    with pytest.raises(KeyboardInterrupt):
+        fit("line", {"line": broken}, interrupted, SCHEDULE, tmp_path / "broken")
+    resumed = line()
+    fit("line", {"line": resumed}, problem(resumed), SCHEDULE, tmp_path / "broken", every={5: calls.append})
+    assert torch.equal(resumed.weight, whole.weight)
+    assert calls == [15, 20, 25, 30], "resumed at the checkpoint of step 10"
+
+
+def test_frozen_parameters_stay(tmp_path):
+    model = line()
+    model.bias.requires_grad_(False)
+    before = model.bias.clone()
+    fit("line", {"line": model}, problem(model), SCHEDULE, tmp_path)
+    assert torch.equal(model.bias, before)
+
+
+def test_the_rate_warms_up_and_decays():
+    rates = [SCHEDULE.rate(step) for step in range(30)]
+    assert rates[0] == pytest.approx(0.2) and max(rates) == 1.0
+    assert rates[-1] < 0.1 and rates[5:] == sorted(rates[5:], reverse=True)
+
+
+def test_steps_have_random_numbers_of_their_own():
+    a, b, again = (torch.rand(3, generator=generator_for(1, step)) for step in (4, 5, 4))
+    assert torch.equal(a, again) and not torch.equal(a, b)
