@@ -43,8 +43,8 @@ class Layout:
 
     def weights(self, run: Run, grid: grids.Grid, view: grids.View) -> Tensor:
         """[f, i, h, w] of one grid, made once per run."""
-        settings = {"background": self.background, "view": view, "settings": self.settings}
-        return run.keep((self, "weights", grid, view), partial(fusion_weights, self.instances.items, *grid, **settings))
+        make = partial(fusion_weights, self.instances.items, *grid, background=self.background, view=view, settings=self.settings)
+        return run.keep((self, "weights", grid, view), make)
 
     def check(self, run: Run) -> None:
         latents = run.latent_shape[0]
@@ -73,7 +73,7 @@ class _LayoutTechnique:
         return run is not None and run.inside(self.layout.percent, options)
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, options: dict, text: Tensor) -> Tensor | None:
-        run = scope.current(options)
+        run: Any = scope.current(options)  # there is one, `active` has asked
         grid = grids.layer_grid(options, q.shape[1])
         chunks = grids.conditional_chunks(options, q.shape[0])
         if grid is None or chunks is None:

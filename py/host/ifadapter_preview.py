@@ -38,8 +38,8 @@ def _drawn(paper: Image.Image, instances: Instances, frame: int) -> Image.Image:
         if instance.mask is None:
             ImageDraw.Draw(veil).rectangle(corners, fill=(*colour, 70))
         else:
-            alpha = instance.mask[min(frame, instance.mask.shape[0] - 1)] * 110
-            alpha = Image.fromarray(alpha.byte().cpu().numpy()).resize(paper.size)
+            mask = instance.mask[min(frame, instance.mask.shape[0] - 1)] * 110
+            alpha = Image.fromarray(mask.byte().cpu().numpy()).resize(paper.size)
             veil = Image.merge("RGBA", [*Image.new("RGB", paper.size, colour).split(), alpha])
         paper = Image.alpha_composite(paper.convert("RGBA"), veil).convert("RGB")
         ImageDraw.Draw(paper).rectangle(corners, outline=colour, width=max(1, size // 8))
@@ -50,7 +50,12 @@ def _drawn(paper: Image.Image, instances: Instances, frame: int) -> Image.Image:
 
 
 def _label(
-    draw: ImageDraw.ImageDraw, place: tuple[int, int], text: str, font: ImageFont.ImageFont, width: int, colour: tuple
+    draw: ImageDraw.ImageDraw,
+    place: tuple[int, int],
+    text: str,
+    font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
+    width: int,
+    colour: tuple,
 ) -> None:
     """The phrase on a strip of its colour in the box's upper left corner, cut where the box ends."""
     text = " ".join(text.split())[:200]

@@ -7,6 +7,7 @@ them, LoRAs and patches find the layers they know.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import comfy.clip_vision
 import comfy.latent_formats
@@ -84,6 +85,8 @@ class PlaygroundTextModel(comfy.sd1_clip.SDClipModel):
 
 
 class PlaygroundClipModel(comfy.sd1_clip.SD1ClipModel):
+    """What the host calls the cond stage model; its one encoder is "l", as in Stable Diffusion 1.5."""
+
     def __init__(self, device="cpu", dtype=None, model_options={}):  # noqa: B006
         super().__init__(device=device, dtype=dtype, model_options=model_options, clip_name="l", clip_model=PlaygroundTextModel)
 
@@ -111,6 +114,8 @@ class PlaygroundWords(comfy.sd1_clip.SDTokenizer):
 
 
 class PlaygroundTokenizer(comfy.sd1_clip.SD1Tokenizer):
+    """The tokenizer of encoder "l"."""
+
     def __init__(self, embedding_directory=None, tokenizer_data={}):  # noqa: B006
         super().__init__(
             embedding_directory=embedding_directory, tokenizer_data=tokenizer_data, clip_name="l", tokenizer=PlaygroundWords
@@ -124,6 +129,7 @@ class _ClipTarget:
 
 
 def read_weights(name: str) -> dict[str, Tensor]:
+    """A shipped file by its name without ending. Raises FileNotFoundError, saying how to get it."""
     path = ASSETS / f"{name}.safetensors"
     if not path.is_file():
         raise FileNotFoundError(
@@ -169,8 +175,9 @@ def new_image_encoder(config: dict) -> nn.Module:
 @torch.no_grad()
 def _initialise(model: nn.Module) -> nn.Module:
     """Torch's own initialisation, which the host's layers skip because they expect a checkpoint."""
+    bases: tuple[Any, ...] = (nn.Conv2d, nn.Linear, nn.GroupNorm, nn.LayerNorm)
     for module in model.modules():
-        for base in (nn.Conv2d, nn.Linear, nn.GroupNorm, nn.LayerNorm):
+        for base in bases:
             if isinstance(module, base):
                 base.reset_parameters(module)
         if isinstance(module, nn.Embedding):
@@ -185,7 +192,7 @@ def _initialise(model: nn.Module) -> nn.Module:
     return model
 
 
-def text_features(model: nn.Module, tokens: Tensor) -> Tensor:
+def text_features(model: Any, tokens: Tensor) -> Tensor:
     """The last hidden states [b, 77, 128] of token numbers [b, 77], as the host computes them, with gradients.
 
     The host's layers add in place, which a gradient cannot follow; this runs the same layers without.
@@ -196,20 +203,20 @@ def text_features(model: nn.Module, tokens: Tensor) -> Tensor:
     return text.final_layer_norm(_run_layers(text.encoder.layers, x, causal))
 
 
-def pooled_text(model: nn.Module, tokens: Tensor) -> Tensor:
+def pooled_text(model: Any, tokens: Tensor) -> Tensor:
     """The last hidden state at the first end token, [b, 128], before the projection."""
     end = (tokens == vocabulary.END).int().argmax(dim=-1)
     return text_features(model, tokens)[torch.arange(len(tokens)), end]
 
 
-def image_features(model: nn.Module, pixels: Tensor) -> Tensor:
+def image_features(model: Any, pixels: Tensor) -> Tensor:
     """The image embeddings [b, 128] of normalised pixels [b, 3, 128, 128], as the host computes them, with gradients."""
     vision = model.vision_model
     x = _run_layers(vision.encoder.layers, vision.pre_layrnorm(vision.embeddings(pixels)), None)
     return model.visual_projection(vision.post_layernorm(x[:, 0]))
 
 
-def _run_layers(layers: nn.ModuleList, x: Tensor, mask: Tensor | None) -> Tensor:
+def _run_layers(layers: Any, x: Tensor, mask: Tensor | None) -> Tensor:
     from comfy.ldm.modules.attention import optimized_attention_for_device
 
     attention = optimized_attention_for_device(x.device, mask=mask is not None, small_input=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -31,7 +32,7 @@ def _ship(name: str, state: dict[str, Tensor], **facts: object) -> None:
     log.info("%s: %.1f MB", path.name, path.stat().st_size / 1e6)
 
 
-def _encode_with(model: nn.Module):
+def _encode_with(model: Any):
     def encode(images: Tensor) -> Tensor:
         with torch.autocast("cpu", torch.bfloat16):
             return model.taesd_encoder(images.contiguous(memory_format=torch.channels_last)).float()
@@ -47,11 +48,13 @@ def _trained_autoencoder(folder: Path) -> nn.Module:
 
 
 def train_autoencoder(folder: Path) -> None:
+    """The VAE."""
     state = _trained_autoencoder(folder).state_dict()
     _ship("vae", {k: v for k, v in state.items() if k.startswith("taesd_")}, steps=autoencoder.SCHEDULE.steps)
 
 
 def train_base(folder: Path) -> None:
+    """UNet and text encoder, on the latents of the finished VAE."""
     encoder = _trained_autoencoder(folder)  # resumed at its end: loads the finished checkpoint
     torch.manual_seed(INITIAL_SEED)
     unet, text = playground.new_unet(), playground.new_text_model()
@@ -61,6 +64,7 @@ def train_base(folder: Path) -> None:
 
 
 def train_judge(folder: Path) -> None:
+    """The judge, on drawn scenes alone."""
     torch.manual_seed(INITIAL_SEED)
     model = Judge()
     judge.train(model, folder)
@@ -68,6 +72,7 @@ def train_judge(folder: Path) -> None:
 
 
 def train_image_encoder(folder: Path) -> None:
+    """The image encoder and the text projection, against the finished text encoder."""
     text = playground.new_text_model()
     shipped = playground.read_weights("text_encoder")
     text.load_state_dict({k.removeprefix("transformer."): v.float() for k, v in shipped.items()})

@@ -70,18 +70,19 @@ class AttentionSlot:
 
     def to(self, target: Any) -> AttentionSlot:
         """The host moves patches by calling `to` and stores the result; what it would have called is inside us now."""
-        if not hasattr(self.occupant, "to"):
+        if self.occupant is None or not hasattr(self.occupant, "to"):
             return self
         return AttentionSlot(self.occupant.to(target), self.techniques, self.added)
 
     def models(self) -> list:
         """Asked by the host before sampling: what our occupant and techniques need loaded beside the base model."""
-        return [model for part in (self.occupant, *self.techniques) if hasattr(part, "models") for model in part.models()]
+        parts: tuple[Any, ...] = (self.occupant, *self.techniques)
+        return [model for part in parts if hasattr(part, "models") for model in part.models()]
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, extra_options: dict) -> Tensor:
         active = [technique for technique in self.techniques if technique.active(extra_options)]
-        text = plain_attention(q, k, v, extra_options) if self.occupant is None or active else None
-        out = text if self.occupant is None else self.occupant(q, k, v, extra_options)
+        text: Any = plain_attention(q, k, v, extra_options) if self.occupant is None or active else None
+        out: Any = text if self.occupant is None else self.occupant(q, k, v, extra_options)
         for place, technique in enumerate(active, start=1):
             change = technique(q, k, v, extra_options, text)
             if change is not None:

@@ -159,8 +159,8 @@ class Group:
     weights: Tensor
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Group:
-        indices = (t.to(device) for t in (self.members, self.cells, self.touched, self.source))
-        return Group(*indices, self.weights.to(device, dtype))
+        members, cells, touched, source = (t.to(device) for t in (self.members, self.cells, self.touched, self.source))
+        return Group(members, cells, touched, source, self.weights.to(device, dtype))
 
 
 def plan_groups(weights: Tensor, lengths: Sequence[int]) -> list[Group]:

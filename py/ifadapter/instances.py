@@ -91,6 +91,7 @@ def mask_box(mask: Tensor, phrase: str) -> Box:
 
 
 def checked_mask(mask: Tensor, phrase: str) -> Tensor:
+    """The mask as [f, h, w] in 0..1. Raises ValueError if it is empty, not finite or of another shape."""
     if mask.ndim == 2:
         mask = mask[None]
     if mask.ndim != 3 or mask.numel() == 0:

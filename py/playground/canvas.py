@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -16,7 +17,8 @@ from .world import LABEL, Colour
 
 SUPERSAMPLING = 3
 Point = tuple[float, float]
-Draw = Callable[[ImageDraw.ImageDraw, object], None]
+Fill = Any  # what a pen takes as a colour: one number or three
+Draw = Callable[[ImageDraw.ImageDraw, Fill], None]
 
 
 def mix(a: Colour, b: Colour, share: float) -> Colour:
@@ -25,6 +27,7 @@ def mix(a: Colour, b: Colour, share: float) -> Colour:
 
 
 def darker(colour: Colour, share: float) -> Colour:
+    """`colour` with `share` of black in it."""
     return mix(colour, (0, 0, 0), share)
 
 
@@ -111,7 +114,7 @@ class Canvas:
             on = ((xs + phase) % 1.0 < 0.5) ^ ((ys + phase) % 1.0 < 0.5)
         else:  # dotted
             on = ((xs + phase) % 1.0 - 0.5) ** 2 + ((ys + phase) % 1.0 - 0.5) ** 2 < 0.3**2
-        return Image.fromarray(np.where(on[..., None], np.uint8(other), np.uint8(colour)))
+        return Image.fromarray(np.where(on[..., None], np.asarray(other, np.uint8), np.asarray(colour, np.uint8)))
 
     def finish(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The picture [side, side, 3] uint8, the labels and the instance numbers [side, side] uint8."""

@@ -38,9 +38,9 @@ class Figure:
         return found
 
 
-def held_out(kind: str, count: int, first: int = 0, **wish) -> list[Scene]:
+def held_out(kind: str, number: int, first: int = 0, **wish) -> list[Scene]:
     """Scenes that no training has seen."""
-    return [draw_scene(kind, HELD_OUT + first + k, **wish) for k in range(count)]
+    return [draw_scene(kind, HELD_OUT + first + k, **wish) for k in range(number)]
 
 
 def held_out_layouts(count: int) -> list[Scene]:

@@ -88,6 +88,7 @@ def place(rng: np.random.Generator, count: int) -> list[tuple[Point, float]]:
 
 
 def describe(colour: str, texture: str, name: str) -> str:
+    """The phrase of an object; a plain one does not mention its texture."""
     return article(f"{colour} {name}" if texture == "plain" else f"{colour} {texture} {name}")
 
 

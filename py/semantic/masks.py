@@ -67,11 +67,11 @@ def map_from_masks(
     pairs = list(masks)
     if not pairs:
         raise ValueError("masks: there is none; give at least one mask with its class name.")
-    semantic_map = None
-    for place, (class_name, mask) in enumerate(pairs, start=1):
-        fill = background if place == len(pairs) else ""
-        semantic_map = paint_mask(semantic_map, mask, class_name, palette=palette, background=fill, threshold=threshold)
-    return semantic_map
+    semantic_map: SemanticMap | None = None
+    for class_name, mask in pairs[:-1]:
+        semantic_map = paint_mask(semantic_map, mask, class_name, palette=palette, threshold=threshold)
+    class_name, mask = pairs[-1]
+    return paint_mask(semantic_map, mask, class_name, palette=palette, background=background, threshold=threshold)
 
 
 def mask_of_classes(semantic_map: SemanticMap, classes: str) -> Tensor:

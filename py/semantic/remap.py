@@ -129,7 +129,7 @@ def remap(semantic_map: SemanticMap, rules: str = "", palette: Palette | None = 
                 )
             ruled[label] = rule
             table[label] = wanted
-    shown = np.flatnonzero(semantic_map.counts().sum(dim=0).numpy())
+    shown: list[int] = np.flatnonzero(semantic_map.counts().sum(dim=0).numpy()).tolist()
     result = SemanticMap(torch.from_numpy(look_up(table, semantic_map.labels.numpy())), target)
     changes = tuple(
         (source.class_name(label), target.class_name(int(table[label])))

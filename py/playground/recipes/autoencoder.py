@@ -6,6 +6,7 @@ The decoder learns to undo the encoder while the latents are jittered a little: 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -33,7 +34,7 @@ def reconstruction_loss(decoded: Tensor, target: Tensor) -> Tensor:
     return flat + 0.05 * sum(F.l1_loss(a, b) for a, b in zip(_edges(decoded), _edges(target)))
 
 
-def train(autoencoder: nn.Module, folder: Path, schedule: Schedule = SCHEDULE) -> None:
+def train(autoencoder: Any, folder: Path, schedule: Schedule = SCHEDULE) -> None:
     """Train a TAESD module (`taesd_encoder`, `taesd_decoder`) in place; pictures in 0..1."""
     scenes = torch.from_numpy(pictures(draw_many(training_keys(SCENES)))).permute(0, 3, 1, 2)
     side = scenes.shape[-1]
@@ -55,7 +56,7 @@ def train(autoencoder: nn.Module, folder: Path, schedule: Schedule = SCHEDULE) -
 
 
 @torch.no_grad()
-def psnr(autoencoder: nn.Module, images: Tensor) -> float:
+def psnr(autoencoder: Any, images: Tensor) -> float:
     """Mean PSNR in dB over pictures [n, 3, h, w] in 0..1."""
     decoded = autoencoder.taesd_decoder(autoencoder.taesd_encoder(images)).clamp(0, 1)
     return float(-10 * (decoded - images).square().flatten(1).mean(dim=1).log10().mean())

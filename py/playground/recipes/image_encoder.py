@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,7 +29,7 @@ SCHEDULE = Schedule(
 )
 MEAN = (0.48145466, 0.4578275, 0.40821073)  # what the host's CLIP vision preprocessing subtracts, and divides by
 STD = (0.26862954, 0.26130258, 0.27577711)
-CONFIG = {
+CONFIG: dict[str, Any] = {
     "model_type": "clip_vision_model",
     "hidden_size": 192,
     "num_attention_heads": 4,
@@ -101,7 +102,8 @@ def train(
     """Train the vision tower and the text projection in place; `pooled_text` gives the frozen text encoder's pooled state."""
     scenes = draw_many(training_keys(SCENES, FIRST))
     heads = nn.ModuleDict({name: nn.Linear(CONFIG["projection_dim"], len(words)) for name, words in ATTRIBUTES.items()})
-    heads.scale = nn.Parameter(torch.tensor(3.0))
+    scale = nn.Parameter(torch.tensor(3.0))
+    heads.register_parameter("scale", scale)
 
     def loss(_: int, rng: torch.Generator) -> Tensor:
         numbers = np.random.default_rng(int(torch.randint(1 << 62, (1,), generator=rng)))
@@ -110,7 +112,7 @@ def train(
         embeddings = image_features(tower, normalise(torch.stack(images))).float()
         text = projection(pooled_text(tokens)).float()
         same = (tokens[:, None] == tokens[None]).all(dim=-1)
-        total = contrast(embeddings, text, same, heads.scale)
+        total = contrast(embeddings, text, same, scale)
         for name, words in ATTRIBUTES.items():
             target = torch.tensor([words.index(k[name]) if k.get(name) in words else -100 for k in known])
             if (target >= 0).any():
