@@ -48,6 +48,7 @@ def reading_report(semantic_map: SemanticMap, image: Tensor, tolerance: float) -
 
 
 def void_warning(share: float, palette_name: str) -> str:
+    """What a report says when too much of a picture (`share`, 0..1) belongs to no class."""
     return f"Warning: {_percent(share)} of the picture is void: it belongs to no class of the palette {palette_name!r}."
 
 
