@@ -16,7 +16,7 @@ from .semantic_map import SemanticMap
 #: Farther than this from its class's colour, a pixel cannot be part of an area; nor with another colour less than 1 / _CLEAR as far.
 _CERTAIN = 12.0
 _CLEAR = 0.6
-#: Neighbours in an area differ by no more than this in any channel.
+#: Neighbours in an area of no known colour differ by no more than this in any channel.
 _NOISE = 8
 #: A class with fewer pixels in areas than this is noise (in pictures of 64 x 64 and more).
 _LEAST = 16
@@ -62,8 +62,8 @@ def snap_to_palette(image: Tensor, palette: Palette, tolerance: float = 32.0, cl
 def colours_of_image(image: Tensor, tolerance: float = 32.0) -> Palette:
     """The palette of a map whose classes nobody has named: its areas' colours, the largest area first, named `#rrggbb`.
 
-    A colour counts where an area at least two pixels wide has it, so soft edges make no classes. Colours within the tolerance of a
-    larger class, and covering less than a thousandth of the picture, are noise. With tolerance 0 every distinct colour is a class.
+    A colour counts where an area at least two pixels wide has it, so soft edges make no classes. In a picture with JPEG noise, colours
+    within the tolerance of a larger class that cover less than a thousandth are noise. With tolerance 0 every distinct colour is a class.
     A batch gets one palette.
 
     Raises:
@@ -212,15 +212,15 @@ def _clean(
 ) -> np.ndarray:
     """Labels [h, w] of one picture in which edges show no class that stands on neither side.
 
-    1. An area is where a 2x2 block has one colour up to noise and one label. Only classes that have an area are in the picture;
+    1. An area is where a 2x2 block has, up to noise, one colour of the palette. Only classes that have an area are in the picture;
        where a block has one colour that is no class's, the area is void. Pixels of areas are settled.
     2. Every other pixel asks the settled ones around it, twice, so that edges up to a dozen pixels wide are covered.
     3. What nobody settled takes the nearest colour of the classes in the picture, if that is within the tolerance.
     """
     certain = (found.distances <= min(tolerance, _CERTAIN)) & (found.distances <= _CLEAR * found.runners_up)
     exact = np.take(found.distances == 0, indices, mode="clip")
-    sure = np.take(certain | (found.distances > tolerance), indices, mode="clip")
-    settled = _blocks(rgb, labels, sure)
+    far = found.distances > tolerance
+    settled = _blocks(rgb, labels, np.take(certain | far, indices, mode="clip"), np.take(far, indices, mode="clip"))
     lossless = exact.mean() >= 0.5
     if lossless:  # then a single pixel of an exact colour is meant
         settled |= exact
@@ -234,19 +234,20 @@ def _clean(
     own_labels, own_distances, _ = _nearest(found.colours, palette, present)
     own = np.where(own_distances <= tolerance, own_labels, VOID).astype(np.uint8)
     result = np.where(settled, labels, np.take(own, indices, mode="clip"))
-    own_distances = np.take(own_distances, indices, mode="clip")
+    seen = np.concatenate([found.colours @ _LUMA_CHROMA, np.full((1, 3), 1e4, dtype=np.float32)])  # the last: no neighbour
     for _ in range(2):
-        result, settled = _ask_neighbours(rgb, result, settled, own_distances, tolerance)
+        result, settled = _ask_neighbours(result, settled, indices, seen, own_distances, tolerance)
     return result
 
 
 def _ask_neighbours(
-    rgb: np.ndarray, labels: np.ndarray, settled: np.ndarray, own_distances: np.ndarray, tolerance: float
+    labels: np.ndarray, settled: np.ndarray, indices: np.ndarray, seen: np.ndarray, own_distances: np.ndarray, tolerance: float
 ) -> tuple[np.ndarray, np.ndarray]:
     """Labels and settled [h, w] after every unsettled pixel has looked at the first settled one in each of eight directions.
 
     For a pixel of colour c, with P the nearest to c of those eight colours and Q any of them, the mixture error is the distance of c
-    from the line P..Q. It becomes P's class if that explains c about as well as c's own nearest colour does.
+    from the line P..Q. It becomes P's class if that explains c about as well as c's own nearest colour does. `seen` and
+    `own_distances` belong to the distinct colours, which `indices` [h, w] names.
     """
     h, w = labels.shape
     width = w + 2 * _REACH
@@ -254,8 +255,8 @@ def _ask_neighbours(
     position[_REACH : _REACH + h, _REACH : _REACH + w] = np.where(settled, np.arange(h * w, dtype=np.int32).reshape(h, w), _NONE)
     position = position.ravel()
     steps = np.array([dy * width + dx for dy in (-1, 0, 1) for dx in (-1, 0, 1) if dy or dx])
-    seen = np.concatenate([rgb.reshape(-1, 3) @ _LUMA_CHROMA, np.full((1, 3), 1e4, dtype=np.float32)])  # row -1: no neighbour
-    flat_labels, flat_settled, flat_own = labels.ravel().copy(), settled.ravel().copy(), own_distances.ravel()
+    flat_labels, flat_settled = labels.ravel().copy(), settled.ravel().copy()
+    flat_indices = np.append(indices.ravel(), len(seen) - 1)  # position -1: no neighbour
     unsettled = np.flatnonzero(~settled)
     for start in range(0, len(unsettled), _ROWS):
         pixels = unsettled[start : start + _ROWS]
@@ -267,38 +268,39 @@ def _ask_neighbours(
         pixels, around = pixels[asked], around[asked]
         if len(pixels) == 0:
             continue
-        offset = torch.from_numpy(seen[around] - seen[pixels][:, None])  # q - c: [n, 8, 3]
+        own = flat_indices[pixels]
+        offset = torch.from_numpy(np.take(seen, flat_indices[around], axis=0) - seen[own][:, None])  # q - c: [n, 8, 3]
         nearest = offset.square().sum(dim=-1).argmin(dim=1)
         rows = torch.arange(len(pixels))
         to_p = offset[rows, nearest][:, None]  # p - c
         line = offset - to_p  # q - p
         along = (-(to_p * line).sum(dim=-1) / line.square().sum(dim=-1).clamp_(min=1e-6)).clamp_(0.0, 1.0)
         error = (to_p + along[..., None] * line).square().sum(dim=-1).amin(dim=1).sqrt_().numpy()
-        take = (error <= 3.0 * tolerance) & (error <= flat_own[pixels] + tolerance)
+        take = (error <= 3.0 * tolerance) & (error <= own_distances[own] + tolerance)
         neighbour = around[rows.numpy(), nearest.numpy()]
         flat_labels[pixels[take]] = flat_labels[neighbour[take]]
         flat_settled[pixels[take]] = True
     return flat_labels.reshape(h, w), flat_settled.reshape(h, w)
 
 
-def _blocks(rgb: np.ndarray, labels: np.ndarray, sure: np.ndarray) -> np.ndarray:
-    """The pixels of 2x2 blocks that are sure, have one label, and one colour up to JPEG noise, [h, w] bool."""
+def _blocks(rgb: np.ndarray, labels: np.ndarray, sure: np.ndarray, far: np.ndarray) -> np.ndarray:
+    """The pixels of 2x2 blocks that are sure and have one label, [h, w] bool; far ones also need one colour up to JPEG noise."""
     h, w = labels.shape
     tall, wide = min(h, 2), min(w, 2)
     block = np.ones((h - tall + 1, w - wide + 1), dtype=bool)
-    corner = (slice(0, block.shape[0]), slice(0, block.shape[1]))
-    signed = rgb.astype(np.int16)
-    for dy in range(tall):
-        for dx in range(wide):
-            other = (slice(dy, dy + block.shape[0]), slice(dx, dx + block.shape[1]))
-            block &= sure[other]
-            if dy or dx:
-                block &= labels[other] == labels[corner]
-                block &= (np.abs(signed[other] - signed[corner]) <= _NOISE).all(axis=-1)
+    windows = [(slice(dy, dy + block.shape[0]), slice(dx, dx + block.shape[1])) for dy in range(tall) for dx in range(wide)]
+    for window in windows:
+        block &= sure[window]
+        block &= labels[window] == labels[windows[0]]
+    uncertain = np.nonzero(block & far[windows[0]])
+    if len(uncertain[0]):
+        corner, even = rgb[windows[0]][uncertain].astype(np.int16), np.ones(len(uncertain[0]), dtype=bool)
+        for window in windows[1:]:
+            even &= (np.abs(rgb[window][uncertain] - corner) <= _NOISE).all(axis=-1)
+        block[uncertain] = even
     result = np.zeros((h, w), dtype=bool)
-    for dy in range(tall):
-        for dx in range(wide):
-            result[dy : dy + block.shape[0], dx : dx + block.shape[1]] |= block
+    for window in windows:
+        result[window] |= block
     return result
 
 
@@ -314,25 +316,35 @@ def _interior(rgb: np.ndarray) -> np.ndarray:
     return same
 
 
-def _peaks(codes: np.ndarray, counts: np.ndarray, tolerance: float, pixels: int) -> list[Colour]:
+def _peaks(colours: np.ndarray, counts: np.ndarray, tolerance: float, pixels: int) -> list[Colour]:
     """The colours that stand for the others, the most frequent first; stops one past the limit."""
-    least = max(1, min(4, pixels // 4)) if tolerance > 0 else 1
-    used = np.flatnonzero(counts)
-    order = used[np.argsort(-counts[used], kind="stable")]
-    colours, weights = codes[order], counts[order]
+    order = np.flatnonzero(counts)
+    order = order[np.argsort(-counts[order], kind="stable")]
+    colours, counts = colours[order], counts[order]
+    least = min(4, max(1, pixels // 4))
+    if tolerance == 0 or _are_apart(colours):
+        return _as_colours(colours if tolerance == 0 else colours[counts >= least])
     chosen: list[np.ndarray] = []
     radius = min(tolerance, _CERTAIN)
-    while len(colours) and len(chosen) <= MAX_CLASSES:
-        if tolerance == 0:
-            chosen = list(colours)
+    for _ in range(4 * MAX_CLASSES):
+        if counts.sum() < least or len(chosen) > MAX_CLASSES:
             break
-        peak = colours[0]
-        members = np.square(colours - peak).sum(axis=1) <= radius**2
-        mass = weights[members].sum()
-        if mass * len(colours) < least and weights.sum() < least:
-            break
-        apart = min((float(np.sqrt(np.square(peak - other).sum())) for other in chosen), default=np.inf)
-        if mass >= least and (apart > tolerance or mass >= 0.001 * pixels):
-            chosen.append(peak)
-        colours, weights = colours[~members], weights[~members]
-    return [(int(r), int(g), int(b)) for r, g, b in chosen]
+        members = np.square(colours - colours[0]).sum(axis=1) <= radius**2
+        size = counts[members].sum()
+        apart = min((float(np.sqrt(np.square(colours[0] - other).sum())) for other in chosen), default=np.inf)
+        if size >= least and (apart > tolerance or size >= 0.001 * pixels):
+            chosen.append(colours[0])
+        colours, counts = colours[~members], counts[~members]
+    return _as_colours(chosen)
+
+
+def _are_apart(colours: np.ndarray) -> bool:
+    """Whether no two colours are so near that only compression explains it; then the file is without loss."""
+    if len(colours) > MAX_CLASSES:
+        return False
+    gaps = np.square(colours[:, None] - colours).sum(axis=-1) + np.diag(np.full(len(colours), np.inf))
+    return not (gaps < 5.0**2).any()
+
+
+def _as_colours(rows: np.ndarray | list[np.ndarray]) -> list[Colour]:
+    return [(int(red), int(green), int(blue)) for red, green, blue in rows]

@@ -208,6 +208,27 @@ def test_the_palette_of_a_picture_has_no_colours_of_edges():
     assert len(colours_of_image(soft, tolerance=0).names) > 3
 
 
+def test_near_colours_of_a_picture_without_loss_are_different_classes():
+    ade = named_palette("ADE20K")
+    labels = torch.full((1, 64, 64), ade.find("vase"), dtype=torch.uint8)
+    labels[:, 10:14, 10:14] = ade.find("armchair")  # 10 apart, and few pixels
+    image = SemanticMap(labels, ade).to_image()
+    palette = colours_of_image(image)
+    assert palette.colours == (ade.colours[ade.find("vase")], ade.colours[ade.find("armchair")])
+    assert torch.equal(snap_to_palette(image, palette).to_image(), image)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_palette_of_a_jpeg_is_about_that_of_the_drawing(seed):
+    semantic_map = blocky_map(CITY, seed)
+    shares = semantic_map.shares()[0]
+    large = {CITY.colours[label] for label in range(19) if shares[label] > 0.002}
+    found = colours_of_image(jpeg(semantic_map.to_image(), 75)).colours
+    for colour in large:
+        assert min(sum((a - b) ** 2 for a, b in zip(colour, other)) for other in found) <= 8**2
+    assert len(found) <= (shares[:19] > 0).sum() + 1
+
+
 def test_two_pictures_can_share_one_palette():
     first, second = (blocky_map(CITY, seed, 64, 64, blocks=6).to_image() for seed in (0, 1))
     palette = choose_palette(torch.cat([first, second]), AUTOMATIC, 32.0)
