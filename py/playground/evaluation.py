@@ -62,7 +62,7 @@ def _right(found: list[Found], instances: Sequence[Instance]) -> bool:
     return all(shows(found, i.name, i.attributes["colour"]) for i in instances)
 
 
-def autoencoder_figures(round_trip: Callable[[Tensor], Tensor], count: int = 64) -> list[Figure]:
+def autoencoder_figures(round_trip: Callable[[Tensor], Tensor], count: int = 80) -> list[Figure]:
     """PSNR of the VAE on held-out scenes of all kinds."""
     scenes = [scene for kind in KINDS for scene in held_out(kind, count // len(KINDS), first=20_000)]
     images = as_images(scenes)
