@@ -60,7 +60,7 @@ def train_base(folder: Path) -> None:
     unet, text = playground.new_unet(), playground.new_text_model()
     base.train(unet, text, _encode_with(encoder), playground.text_features, folder)
     _ship("unet", unet.state_dict(), steps=base.SCHEDULE.steps)
-    _ship("text_encoder", {f"transformer.{k}": v for k, v in text.state_dict().items()}, steps=base.SCHEDULE.steps)
+    _ship("text_encoder", text.state_dict(), steps=base.SCHEDULE.steps)
 
 
 def train_judge(folder: Path) -> None:
@@ -75,7 +75,7 @@ def train_image_encoder(folder: Path) -> None:
     """The image encoder and the text projection, against the finished text encoder."""
     text = playground.new_text_model()
     shipped = playground.read_weights("text_encoder")
-    text.load_state_dict({k.removeprefix("transformer."): v.float() for k, v in shipped.items()})
+    text.load_state_dict({k: v.float() for k, v in shipped.items()})
     text.requires_grad_(False)
     torch.manual_seed(INITIAL_SEED)
     tower = playground.new_image_encoder(image_encoder.CONFIG)
@@ -83,7 +83,7 @@ def train_image_encoder(folder: Path) -> None:
     image_encoder.train(tower, projection, playground.image_features, lambda t: playground.pooled_text(text, t), folder)
     _ship("image_encoder", tower.state_dict(), steps=image_encoder.SCHEDULE.steps)
     (playground.ASSETS / "image_encoder.json").write_text(json.dumps(image_encoder.CONFIG, indent=1) + "\n", encoding="ascii")
-    shipped["transformer.text_projection.weight"] = projection.weight
+    shipped["text_projection.weight"] = projection.weight
     _ship("text_encoder", shipped, steps=base.SCHEDULE.steps)
 
 
