@@ -44,6 +44,7 @@ class Identity:
 
 def random_identity(rng: np.random.Generator) -> Identity:
     """A person drawn by lot."""
+
     def pick(names) -> str:
         return str(rng.choice(list(names)))
 

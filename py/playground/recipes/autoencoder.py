@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from ...training.loop import Schedule, fit
 from ..dataset import draw_many, pictures, training_keys

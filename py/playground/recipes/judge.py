@@ -16,7 +16,7 @@ SCENES = 4000
 FIRST = 500_000  # scenes that the base model was not trained on
 BATCH = 16
 SCHEDULE = Schedule(
-    steps=900, learning_rate=2e-3, warmup=50, final_rate=0.02, weight_decay=0.01, ema=0.99, checkpoint_every=200, seed=13
+    steps=2600, learning_rate=2e-3, warmup=50, final_rate=0.02, weight_decay=0.01, ema=0.99, checkpoint_every=200, seed=13
 )
 
 
