@@ -77,12 +77,17 @@ class Client:
     def queue(self, prompt: dict) -> str:
         """Post a prompt in API form and return its id; a refusal is raised with what the server found wrong."""
         try:
-            return self.post_json("/prompt", {"prompt": prompt, "client_id": self.client_id})["prompt_id"]
+            answer = self.post_json("/prompt", {"prompt": prompt, "client_id": self.client_id})
         except urllib.error.HTTPError as error:
             details = _json_or_empty(error.read())
             raise PromptRefused(
                 _sentence(details, prompt) or f"The server refused the prompt (HTTP {error.code}).", details
             ) from error
+        if answer.get("node_errors"):
+            # The server runs what is left of a prompt without its faulty branches; here a whole prompt is wanted or none.
+            self.post_json("/queue", {"delete": [answer["prompt_id"]]})
+            raise PromptRefused(_sentence(answer, prompt), answer)
+        return answer["prompt_id"]
 
     def run(
         self,
