@@ -66,6 +66,8 @@ def read_matcher(state: Mapping[str, Any], metadata: Mapping[str, str] | None = 
     """
     weights = _unwrapped(state, "encoders.0.conv4d.0.0.query_conv.weight", "an AM-Adapter matcher")
     widths = _widths(weights)
+    if 0 in widths:
+        raise ValueError("This file is not an AM-Adapter matcher: some of its convolutions have no channels.")
     layout = MatcherLayout(heads=widths[-1], widths=widths[:-1])
     _check(weights, matcher_shapes(layout), "an AM-Adapter matcher")
     return MatcherFile(layout, weights, _behaviour(metadata))

@@ -234,7 +234,13 @@ def test_an_encoder_for_one_head_serves_any_number_of_heads(scene):
 
 @pytest.mark.parametrize(
     "grid, limit, expected",
-    [((64, 64), 1024, (32, 32)), ((32, 32), 1024, (32, 32)), ((96, 64), 1024, (32, 22)), ((5, 7), 12, (3, 4)), ((1, 1), 1, (1, 1))],
+    [
+        ((64, 64), 1024, (32, 32)),
+        ((32, 32), 1024, (32, 32)),
+        ((96, 64), 1024, (32, 22)),
+        ((5, 7), 12, (3, 4)),
+        ((1, 1), 1, (1, 1)),
+    ],
 )
 def test_matching_grids_keep_within_their_limit(grid, limit, expected):
     assert matching_grid(grid, limit=limit) == expected
@@ -261,7 +267,9 @@ def test_logits_of_averages_are_averages_of_logits():
     with torch.no_grad():
         match(Spy(MatcherLayout(HEADS, (4,))), q, keys, HEADS, c, grid, grid, limit=8)
     dense = rearrange(split(q) @ split(keys).transpose(-1, -2) * WIDTH**-0.5, "b n (y x) (h w) -> b n y x h w", y=4, h=4)
-    expected = rearrange(dense, "b n (y i) (x j) (h k) (w l) -> b y x n h w i j k l", i=2, j=2, k=2, l=2).mean(dim=(-1, -2, -3, -4))
+    expected = rearrange(dense, "b n (y i) (x j) (h k) (w l) -> b y x n h w i j k l", i=2, j=2, k=2, l=2).mean(
+        dim=(-1, -2, -3, -4)
+    )
     torch.testing.assert_close(seen[0][:, :, :HEADS], rearrange(expected, "b y x n h w -> b (y x) n h w"), **CLOSE)
 
 
@@ -285,12 +293,12 @@ def test_a_smaller_match_is_enlarged_linearly_on_both_sides(flat, chunk):
 def test_a_large_layer_is_matched_small_with_target_and_exemplar_of_different_sizes():
     grid, other = (6, 10), (9, 4)
     small, small_other = matching_grid(grid, limit=16), matching_grid(other, limit=16)
-    assert small == (2, 4) and small_other == (5, 2)
+    assert small == (3, 5) and small_other == (5, 2)
     q, k, v = (tokens(grid, 1, seed) for seed in range(3))
     keys, values = tokens(other, 1, 3), tokens(other, 1, 4)
     c = agreement(labels((20, 20)), labels((30, 7), 1), small, small_other)
     found = match(phi(), q, keys, HEADS, c, grid, other, limit=16)
-    assert found.activation.shape == (1, 8, HEADS, 10)
+    assert found.activation.shape == (1, 15, HEADS, 10)
     whole = augmented_attention(q, k, v, HEADS, [Exemplar(keys, values, match=found)], Settings("matcher"))
     pieces = augmented_attention(q, k, v, HEADS, [Exemplar(keys, values, match=found)], Settings("matcher", chunk=500))
     torch.testing.assert_close(whole, textbook(q, k, v, [(keys, values, found.block())]), **CLOSE)

@@ -105,7 +105,9 @@ def test_the_published_layouts_have_the_published_sizes():
     assert sum(torch.Size(shape).numel() for shape in controlnext_shapes().values()) == 3_526_400
 
 
-@pytest.mark.parametrize("wrap", [lambda s: s, lambda s: {"state_dict": s}, lambda s: {f"module.matcher.{k}": v for k, v in s.items()}])
+@pytest.mark.parametrize(
+    "wrap", [lambda s: s, lambda s: {"state_dict": s}, lambda s: {f"module.matcher.{k}": v for k, v in s.items()}]
+)
 def test_a_matchers_file_comes_back_as_it_was(wrap):
     saved = scrambled(Matcher(SMALL)).state_dict()
     loaded = load_matcher(wrap(saved))
