@@ -77,9 +77,9 @@ class Encoder(nn.Module):
     def forward(self, volume: Tensor) -> Tensor:
         """The whole at once, differentiable: [b, l, heads + 1, h, w] (logits of the heads, then C) -> [b, l, heads, h, w]."""
         x = volume
-        for layer in self.conv4d:
-            x = _convolved(x, *layer[0].folded(x))
-            x = _normed(x, *_norm_factors(layer[1], *_moments(x)))
+        for convolution, norm in self._layers():
+            x = _convolved(x, *convolution.folded(x))
+            x = _normed(x, *_norm_factors(norm, *_moments(x)))
         return x
 
     @torch.no_grad()
@@ -97,28 +97,30 @@ class Encoder(nn.Module):
             P, [b, l, heads, h, w], a view into a slightly larger buffer.
         """
         room = max(self.widths[0], self.heads)
-        buffer: Tensor | None = None
-        folded: list[tuple[Tensor, Tensor]] = []
+        example = volume(slice(0, 1))
+        buffer = example.new_empty(example.shape[0], places, room, *example.shape[-2:])
+        folded = [convolution.folded(example) for convolution, _ in self._layers()]
         factors: list[tuple[Tensor, Tensor]] = []
         kept = -1  # the layer whose raw result is in the buffer; -1 is the input
-        for last, width in enumerate(self.widths):
-            moments = None
+        for last, (_, norm) in enumerate(self._layers()):
+            width = self.widths[last]
+            mean = variance = torch.zeros(example.shape[0], device=example.device)
             for rows in slices(places, chunk):
-                x = volume(rows) if kept < 0 or buffer is None else buffer[:, rows, : self.widths[kept]]
-                if not folded:
-                    folded = [layer[0].folded(x) for layer in self.conv4d]
+                x = volume(rows) if kept < 0 else buffer[:, rows, : self.widths[kept]]
                 for layer in range(kept + 1, last + 1):
                     x = _convolved(_normed(x, *factors[layer - 1]) if layer else x, *folded[layer])
-                moments = _merged(moments, _moments(x), rows)
+                mean, variance = _merged((mean, variance), _moments(x), rows)
                 if width <= room:
-                    if buffer is None:
-                        buffer = x.new_empty(x.shape[0], places, room, *x.shape[-2:])
                     buffer[:, rows, :width] = x
-            factors.append(_norm_factors(self.conv4d[last][1], *moments))
+            factors.append(_norm_factors(norm, mean, variance))
             kept = last if width <= room else kept
+        p = buffer[:, :, : self.heads]
         for rows in slices(places, chunk):
-            buffer[:, rows, : self.heads] = _normed(buffer[:, rows, : self.heads], *factors[-1])
-        return buffer[:, :, : self.heads]
+            p[:, rows] = _normed(p[:, rows], *factors[-1])
+        return p
+
+    def _layers(self) -> list[tuple[PivotConvolution, nn.GroupNorm]]:
+        return [(layer[0], layer[1]) for layer in self.conv4d]  # type: ignore[index]
 
 
 class Matcher(nn.Module):
@@ -156,10 +158,8 @@ def _moments(x: Tensor) -> Moments:
     return mean, variance
 
 
-def _merged(seen: Moments | None, new: Moments, rows: slice) -> Moments:
+def _merged(seen: Moments, new: Moments, rows: slice) -> Moments:
     """Moments of places 0..rows.stop, from those of 0..rows.start and of the rows. Stable, unlike a sum of squares."""
-    if seen is None:
-        return new
     share = (rows.stop - rows.start) / rows.stop
     apart = new[0] - seen[0]
     return seen[0] + apart * share, seen[1] * (1 - share) + new[1] * share + apart.square() * share * (1 - share)
