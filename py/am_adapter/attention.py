@@ -37,6 +37,10 @@ MODES = ("matcher", "class_bias", "hard_mask", "concat_only", "masactrl")
 #: The largest grid that is matched as it is; larger ones are matched on averages.
 MATCHING_PLACES = 1024
 
+#: Stands for minus infinity in a mask: no attention, in half precision too. Fused kernels that see a run of keys with true infinities
+#: before the first finite one may give NaN.
+_NEVER = -3e4
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -164,7 +168,7 @@ def augmented_attention(
         masks = [bias(rows, None if where is None else where[:, rows]) for bias in biases]
         shape = (b, width, rows.stop - rows.start)
         first = q.new_zeros(*shape, l) if own is None else rearrange(own[:, rows], "b r -> b 1 r 1").expand(*shape, l).to(q)
-        mask = torch.cat([first, *(part.to(q).expand(*shape, -1) for part in masks)], dim=-1)
+        mask = torch.cat([first, *(part.to(q).expand(*shape, -1) for part in masks)], dim=-1).clamp_(min=_NEVER)
         out.append(attend(query[:, :, rows], keys, values, mask))
     return _joined(torch.cat(out, dim=2))
 
