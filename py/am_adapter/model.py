@@ -141,8 +141,9 @@ class Matcher(nn.Module):
 
 
 def slices(total: int, chunk: int) -> Iterator[slice]:
-    """0..total in pieces of at most `chunk`."""
-    return (slice(start, min(start + chunk, total)) for start in range(0, total, max(1, chunk)))
+    """0..total in pieces of at most `chunk`, and of at least 1."""
+    step = max(1, chunk)
+    return (slice(start, min(start + step, total)) for start in range(0, total, step))
 
 
 def _convolved(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

@@ -43,11 +43,13 @@ def layer(weights, inputs, config, mode, *, agreed=None, found=None):
     keys, values = project(weights, "k", r), project(weights, "v", r)
     exemplar = Exemplar(keys[COND:], values[COND:], agreed, found)
     before = self_attention(q, k, v, config["heads"], [COND], [exemplar], Settings(mode))
-    without = Exemplar(keys[:COND], values[:COND])
+    # The unconditional row before it is replaced: without the matcher's bias, which upstream sets to zero there, but hard-masked.
+    first = Exemplar(keys[:COND], values[:COND], agreed)
+    alike = Settings("concat_only" if mode == "matcher" else mode)
     return {
         "pre_to_out": before,
         "post_to_out": F.linear(before, weights["attn1.to_out.0.weight"], weights["attn1.to_out.0.bias"]),
-        "aug_uncond_pre": augmented_attention(q[:COND], k[:COND], v[:COND], config["heads"], [without], Settings("concat_only")),
+        "aug_uncond_pre": augmented_attention(q[:COND], k[:COND], v[:COND], config["heads"], [first], alike),
     }
 
 
