@@ -150,7 +150,7 @@ def _unwrapped(state: Mapping[str, Any], marker: str, what: str) -> dict[str, Te
 
 def _widths(weights: Mapping[str, Tensor]) -> tuple[int, ...]:
     """Channels after each convolution of the first encoder."""
-    widths = []
+    widths: list[int] = []
     while (weight := weights.get(f"encoders.0.conv4d.{len(widths)}.0.query_conv.weight")) is not None:
         widths.append(int(weight.shape[0]) if weight.ndim else 0)
     return tuple(widths)

@@ -318,7 +318,7 @@ def inject(h: Tensor, control: Tensor, scale: float) -> Tensor:
     """
     if scale == 0.0:
         return h
-    control = F.adaptive_avg_pool2d(control.float(), h.shape[-2:])
+    control = F.adaptive_avg_pool2d(control.float(), (h.shape[-2], h.shape[-1]))
     # Unbiased deviations over (c, h, w), as published; half precision would overflow in the squares.
     deviation_h, mean_h = torch.std_mean(h.float(), dim=(1, 2, 3), keepdim=True)
     deviation_c, mean_c = torch.std_mean(control, dim=(1, 2, 3), keepdim=True)
