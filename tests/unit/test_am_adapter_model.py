@@ -1,0 +1,196 @@
+"""AM-Adapter's networks against plain second writings, and their files."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+import torch.nn.functional as F
+from einops import rearrange, reduce
+from pack.py.am_adapter.agreement import CORRECTED, UPSTREAM
+from pack.py.am_adapter.checkpoint import (
+    controlnext_shapes,
+    load_controlnext,
+    load_matcher,
+    matcher_metadata,
+    matcher_shapes,
+    read_controlnext,
+    read_matcher,
+)
+from pack.py.am_adapter.model import (
+    ControlNeXt,
+    ControlNeXtLayout,
+    Encoder,
+    Matcher,
+    MatcherLayout,
+    PivotConvolution,
+    inject,
+    sinusoids,
+)
+
+SMALL = MatcherLayout(heads=2, widths=(4, 6, 4))
+SMALL_CONTROL = ControlNeXtLayout(out_channels=6, widths=(4, 8, 16), time_channels=8, time_width=8)
+
+
+def rng(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def scrambled(network, seed=0):
+    """Every weight random: norms start as ones and zeros, which would hide errors."""
+    draw = rng(seed)
+    for weight in network.parameters():
+        weight.data = torch.randn(weight.shape, generator=draw) * 0.3 + (0.5 if weight.ndim == 1 else 0.0)
+    return network.eval().requires_grad_(False)
+
+
+def written_out(encoder, volume):
+    """phi as the paper's formulas: two convolutions a layer, and a norm over everything of a sample, in float64."""
+    x = volume.double()
+    for layer in encoder.double().conv4d:
+        pivot, norm = layer[0], layer[1]
+        flat = rearrange(x, "b l c h w -> (b l) c h w")
+        y = F.conv2d(flat, pivot.query_conv.weight, pivot.query_conv.bias)
+        y = y + F.conv2d(flat, pivot.supp_conv.weight, pivot.supp_conv.bias, padding=1)
+        y = rearrange(y, "(b l) c h w -> b c l h w", b=x.shape[0])
+        x = rearrange(F.group_norm(y, 1, norm.weight, norm.bias, norm.eps).relu(), "b c l h w -> b l c h w")
+    encoder.float()
+    return x.float()
+
+
+def test_a_folded_convolution_is_the_sum_of_its_two():
+    pivot = scrambled(PivotConvolution(3, 5))
+    x = torch.randn(2, 3, 4, 6, generator=rng())
+    expected = F.conv2d(x, pivot.query_conv.weight, pivot.query_conv.bias) + pivot.supp_conv(x)
+    torch.testing.assert_close(F.conv2d(x, *pivot.folded(x), padding=1), expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("layout", [SMALL, MatcherLayout(heads=1, widths=(4, 8)), MatcherLayout(heads=6, widths=(3,))])
+def test_phi_is_the_formula(layout):
+    encoder = scrambled(Encoder(layout))
+    volume = torch.randn(2, 12, layout.heads + 1, 3, 5, generator=rng(1))
+    expected = written_out(encoder, volume)
+    torch.testing.assert_close(encoder(volume), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("layout", [SMALL, MatcherLayout(heads=6, widths=(3, 9, 2)), MatcherLayout(heads=1, widths=(2,))])
+@pytest.mark.parametrize("chunk", [0, 1, 5, 12, 100])
+def test_phi_in_chunks_is_phi(layout, chunk):
+    encoder = scrambled(Encoder(layout))
+    # The mean is far from 0, where a variance from sums of squares would fail.
+    volume = torch.randn(2, 12, layout.heads + 1, 3, 5, generator=rng(1)) + 20.0
+    found = encoder.in_chunks(lambda rows: volume[:, rows], 12, chunk)
+    torch.testing.assert_close(found, encoder(volume), rtol=1e-5, atol=2e-5)
+
+
+def test_gradients_reach_every_weight_of_phi():
+    encoder = Encoder(SMALL)
+    encoder(torch.randn(1, 4, 3, 3, 3, generator=rng())).sum().backward()
+    assert all(weight.grad is not None for weight in encoder.parameters())
+
+
+def test_parts_have_their_encoders_or_upstream_the_first():
+    matcher = Matcher(SMALL)
+    assert matcher.encoder("up", True) is matcher.encoders[2]
+    assert matcher.encoder("up", False) is matcher.encoders[0]
+    with pytest.raises(ValueError, match="down, mid, up"):
+        matcher.encoder("top", True)
+
+
+def test_the_published_layouts_have_the_published_sizes():
+    assert len(matcher_shapes()) == 72
+    assert sum(torch.Size(shape).numel() for shape in matcher_shapes().values()) == 39_744
+    assert len(controlnext_shapes()) == 52
+    assert sum(torch.Size(shape).numel() for shape in controlnext_shapes().values()) == 3_526_400
+
+
+@pytest.mark.parametrize(
+    "wrap", [lambda s: s, lambda s: {"state_dict": s}, lambda s: {f"module.matcher.{k}": v for k, v in s.items()}]
+)
+def test_a_matchers_file_comes_back_as_it_was(wrap):
+    saved = scrambled(Matcher(SMALL)).state_dict()
+    loaded = load_matcher(wrap(saved))
+    assert loaded.layout == SMALL
+    assert list(loaded.state_dict()) == list(saved)
+    assert all(torch.equal(value, saved[key]) for key, value in loaded.state_dict().items())
+
+
+@pytest.mark.parametrize("behaviour", [UPSTREAM, CORRECTED, dataclasses.replace(CORRECTED, transposed=True)])
+def test_a_matchers_file_says_how_it_was_trained(behaviour):
+    state = Matcher(SMALL).state_dict()
+    assert read_matcher(state, matcher_metadata(SMALL, behaviour)).behaviour == behaviour
+    assert read_matcher(state).behaviour == UPSTREAM
+    with pytest.raises(ValueError, match="newer version"):
+        read_matcher(state, {"exemplary.am_adapter": '{"behaviour": "next"}'})
+
+
+def without(state, key):
+    return {k: v for k, v in state.items() if k != key}
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda s: {}, "no tensors"),
+        (lambda s: {"conv_in.weight": torch.zeros(1)}, "conv_in.weight"),
+        (lambda s: without(s, "encoders.1.conv4d.0.1.bias"), "lacks encoders.1.conv4d.0.1.bias"),
+        (lambda s: {**s, "extra": torch.zeros(1)}, "left over are extra"),
+        (lambda s: {**s, "encoders.2.conv4d.0.1.bias": torch.zeros(9)}, r"encoders.2.conv4d.0.1.bias \[9\] instead of \[4\]"),
+        (lambda s: {**s, "encoders.0.conv4d.3.0.query_conv.weight": torch.zeros(())}, "not an AM-Adapter matcher"),
+        (lambda s: {**{f"module.{k}": v for k, v in s.items()}, "step": torch.zeros(1)}, "also holds step"),
+    ],
+)
+def test_a_file_that_is_no_matcher_is_named_as_such(change, message):
+    with pytest.raises(ValueError, match=message):
+        read_matcher(change(Matcher(SMALL).state_dict()))
+
+
+def test_a_controlnexts_file_comes_back_as_it_was():
+    saved = scrambled(ControlNeXt(SMALL_CONTROL)).state_dict()
+    loaded = load_controlnext({f"controlnext.{key}": value for key, value in saved.items()})
+    assert loaded.layout == SMALL_CONTROL
+    assert all(torch.equal(value, saved[key]) for key, value in loaded.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    "key, message", [("mid_convs.1.weight", "lacks mid_convs.1.weight"), ("down_res.0.norm2.bias", "lacks down_res.0.norm2.bias")]
+)
+def test_a_file_that_is_no_controlnext_is_named_as_such(key, message):
+    with pytest.raises(ValueError, match=message):
+        read_controlnext(without(ControlNeXt(SMALL_CONTROL).state_dict(), key))
+
+
+def test_controlnext_knows_the_time_and_any_size():
+    network = scrambled(ControlNeXt(SMALL_CONTROL))
+    picture = torch.rand(2, 3, 40, 24, generator=rng())
+    early, late = network(picture, torch.tensor(900)), network(picture, torch.tensor([900, 10]))
+    assert early.shape == (2, 6, 5, 3)
+    torch.testing.assert_close(late[0], early[0], rtol=0, atol=1e-5)
+    assert (late[1] - early[1]).abs().max() > 1e-3
+
+
+def test_sinusoids_are_cosines_first():
+    code = sinusoids(torch.tensor([0.0, 3.0]), 6)
+    torch.testing.assert_close(code[0], torch.tensor([1.0, 1.0, 1.0, 0.0, 0.0, 0.0]))
+    torch.testing.assert_close(code[1, 3], torch.tensor(3.0).sin())
+    torch.testing.assert_close(code[1, 1], torch.tensor(3.0 / 10000 ** (1 / 3)).cos())
+
+
+def test_what_is_injected_has_the_features_mean_and_deviation():
+    h = torch.randn(3, 6, 5, 4, generator=rng()) * 3 + 1
+    control = torch.randn(1, 6, 9, 7, generator=rng(1))
+    added = inject(h, control, 1.0) - h
+    for statistic in ("mean", "std"):
+        mine, theirs = (getattr(t, statistic)(dim=(1, 2, 3)) for t in (added, h))
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(inject(h, control, 0.5) - h, added / 2, rtol=0, atol=1e-5)
+    assert inject(h, control, 0.0) is h
+    # A constant control has no deviation: only the mean is added, nothing is divided by zero.
+    even = inject(h, torch.ones(1, 6, 2, 2), 1.0) - h
+    torch.testing.assert_close(even, reduce(h, "b c h w -> b 1 1 1", "mean").expand_as(h), rtol=0, atol=1e-4)
+
+
+def test_half_precision_features_stay_half_and_finite():
+    found = inject(torch.full((1, 6, 4, 4), 6e4).half(), torch.randn(1, 6, 4, 4, generator=rng()).half(), 0.01)
+    assert found.dtype == torch.float16 and found.isfinite().all()
