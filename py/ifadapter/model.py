@@ -74,13 +74,14 @@ class Config:
         counts = {field.name: getattr(self, field.name) for field in fields(self) if type(field.default) is int}
         del counts["eot_layer"]  # counts from the end
         wrong = [f"{name} is {value!r}" for name, value in counts.items() if not _count(value)]
+        wrong += [] if isinstance(self.temperature, (int, float)) and self.temperature > 0 else ["temperature is not positive"]
         wrong += [] if self.layers else ["there are no layers"]
         wrong += [] if self.encoders and self.text_layers else ["there are no text encoders or no text layers"]
         wrong += [] if _count(self.gate_kernel) and self.gate_kernel % 2 else [f"gate_kernel is {self.gate_kernel!r}, not odd"]
         for layer in self.layers:
             if not _count(layer.channels) or not _count(layer.heads) or layer.channels % layer.heads:
                 wrong.append(f"layer {layer.key!r} has {layer.channels!r} channels for {layer.heads!r} heads")
-            elif layer.channels < self.reduction:
+            elif _count(self.reduction) and layer.channels < self.reduction:
                 wrong.append(
                     f"layer {layer.key!r} has {layer.channels} channels, fewer than the gate's reduction {self.reduction}"
                 )
@@ -442,17 +443,8 @@ class IFAdapter(nn.Module):
         super().__init__()
         self.config = config
         factory: dict[str, Any] = {"operations": operations, "dtype": dtype, "device": device}
-        self.text_proj_model = Resampler(
-            config.dim,
-            config.depth,
-            config.heads,
-            config.dim_head,
-            config.queries,
-            config.ff_mult,
-            in_width=config.width,
-            out_width=config.width,
-            **factory,
-        )
+        resampler = (config.dim, config.depth, config.heads, config.dim_head, config.queries, config.ff_mult)
+        self.text_proj_model = Resampler(*resampler, in_width=config.width, out_width=config.width, **factory)
         self.pos_net = PositionNet(config.width, config.position_width, config.frequencies, config.temperature, **factory)
         self.adapter_modules = nn.ModuleDict(
             {
