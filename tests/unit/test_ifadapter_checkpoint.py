@@ -1,0 +1,175 @@
+"""IFAdapter's files: three layouts give the same weights, and what does not fit says what was found and what is needed."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+from pack.py.ifadapter import checkpoint
+from pack.py.ifadapter.model import SDXL, Config, IFAdapter, Layer, shapes
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+TINY = Config(
+    layers=(Layer("49", ("output", 0, 0), 32, 4),),
+    encoders=(("l", 16), ("g", 8)),
+    text_layers=(-2,),
+    dim=16,
+    depth=1,
+    heads=2,
+    dim_head=8,
+    position_width=12,
+    reduction=4,
+)
+
+
+def weights(config=TINY, seed=0):
+    rng = torch.Generator().manual_seed(seed)
+    return {name: torch.randn(shape, generator=rng) for name, shape in shapes(config).items()}
+
+
+def nested(state):
+    """As published: a state dict per group."""
+    groups = {}
+    for name, weight in state.items():
+        group, _, rest = name.partition(".")
+        groups.setdefault(group, {})[rest] = weight
+    return groups
+
+
+@pytest.fixture
+def small_release(monkeypatch):
+    """The published file is 2 GB: a file without a description is taken for a small adapter instead."""
+    monkeypatch.setattr(checkpoint, "SDXL", TINY)
+
+
+def test_the_published_pickle_its_conversion_and_our_layout_are_the_same(tmp_path, small_release):
+    state = weights()
+    torch.save(nested(state), tmp_path / "spd_adapter.bin")
+    save_file(state, tmp_path / "plain.safetensors")
+    converted = checkpoint.convert(tmp_path / "spd_adapter.bin")
+    assert converted == tmp_path / "spd_adapter.safetensors"
+    for path in (tmp_path / "spd_adapter.bin", tmp_path / "plain.safetensors", converted):
+        config, found = checkpoint.read(path)
+        assert config == TINY and found.keys() == state.keys()
+        assert all(torch.equal(found[name], state[name]) for name in state)
+
+
+def test_our_layout_says_itself_what_it_is(tmp_path):
+    checkpoint.save(tmp_path / "a.safetensors", TINY, weights())
+    with safe_open(tmp_path / "a.safetensors", "pt") as file:
+        assert file.metadata()["format"] == checkpoint.FORMAT
+    assert checkpoint.read(tmp_path / "a.safetensors")[0] == TINY
+
+
+def test_a_conversion_writes_over_nothing(tmp_path, small_release):
+    checkpoint.save(tmp_path / "a.safetensors", TINY, weights())
+    torch.save(nested(weights(seed=1)), tmp_path / "a.bin")
+    before = (tmp_path / "a.safetensors").read_bytes()
+    for source in ("a.bin", "a.safetensors"):
+        with pytest.raises(ValueError, match=r"a\.safetensors exists already"):
+            checkpoint.convert(tmp_path / source)
+    assert (tmp_path / "a.safetensors").read_bytes() == before
+
+
+def test_a_built_adapter_has_the_weights_and_the_type_asked_for():
+    state = weights()
+    network = checkpoint.build(TINY, state)
+    assert isinstance(network, IFAdapter) and not network.training
+    assert all(torch.equal(value, state[name]) for name, value in network.state_dict().items())
+    assert {value.dtype for value in checkpoint.build(TINY, state, dtype=torch.float16).state_dict().values()} == {torch.float16}
+
+
+def test_missing_extra_and_misshapen_weights_are_named():
+    state = weights()
+    alpha = state.pop("adapter_modules.49.alpha")
+    state["adapter_modules.51.alpha"] = alpha
+    state["text_proj_model.latents"] = torch.zeros(1, 4, 99)
+    with pytest.raises(ValueError) as error:
+        checkpoint.check(state, TINY)
+    text = str(error.value)
+    assert "1 of 39 weights are missing (adapter_modules.49.alpha)" in text
+    assert "1 weights do not belong to it (adapter_modules.51.alpha)" in text
+    assert "text_proj_model.latents is [1, 4, 99], needed is [1, 4, 16]" in text
+    assert "1 layers (49) for text encoders l + g" in text
+
+
+def test_a_long_list_of_names_is_cut():
+    with pytest.raises(ValueError, match=r"38 of 39 weights are missing \(.*, .*, .* and 35 more\)"):
+        checkpoint.check({"text_proj_model.latents": torch.zeros(1, 4, 16)}, TINY)
+
+
+def test_an_adapter_of_another_size_is_not_taken_for_the_published_one():
+    with pytest.raises(ValueError, match=r"16 layers \(49, 51, 53 and 13 more\).*needed is \[1, 4, 2560\]"):
+        checkpoint.understood(weights())
+    assert len(shapes(SDXL)) == 57 + 6 + 16 * 12
+
+
+@pytest.mark.parametrize(
+    "content, complaint",
+    [
+        ({}, "holds nothing"),
+        ([1, 2], "holds a list"),
+        ({"image_proj": {}, "ip_adapter": {"1.weight": torch.zeros(1)}}, "holds ip_adapter; an IFAdapter file holds the groups"),
+        ({"text_proj_model": {"latents": torch.zeros(1)}}, "holds text_proj_model; an IFAdapter file"),
+        ({group: {"x": 1.0} for group in checkpoint.GROUPS}, "text_proj_model.x is a float, not a tensor"),
+    ],
+)
+def test_other_files_are_named_for_what_they_are(tmp_path, content, complaint):
+    torch.save(content, tmp_path / "other.bin")
+    with pytest.raises(ValueError, match=f"other.bin: .*{complaint}"):
+        checkpoint.read(tmp_path / "other.bin")
+
+
+@pytest.mark.parametrize("name", ["a.bin", "a.safetensors"])
+@pytest.mark.parametrize("content", [b"", b"<html>404</html>", bytes(range(256)) * 8])
+def test_a_corrupt_file_says_so(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=f"{name} (cannot be read|is damaged)"):
+        checkpoint.read(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["a.bin", "a.safetensors"])
+def test_a_file_that_was_cut_off_says_so(tmp_path, name, small_release):
+    whole = tmp_path / name
+    if name == "a.bin":
+        torch.save(nested(weights()), whole)
+    else:
+        checkpoint.save(whole, TINY, weights())
+    whole.write_bytes(whole.read_bytes()[:-2000])
+    with pytest.raises(ValueError, match=f"{name} (cannot be read|is damaged)"):
+        checkpoint.read(whole)
+
+
+def test_a_missing_file_says_so(tmp_path):
+    with pytest.raises(ValueError, match=r"none\.bin cannot be read"):
+        checkpoint.read(tmp_path / "none.bin")
+
+
+class Command:
+    """What a malicious pickle holds."""
+
+    def __reduce__(self):
+        return os.mkdir, ("executed",)
+
+
+def test_a_pickle_with_code_is_refused_and_not_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save({"text_proj_model": Command()}, tmp_path / "bad.bin")
+    with pytest.raises(ValueError, match=r"bad\.bin is damaged or holds more than weights, and was not loaded"):
+        checkpoint.read(tmp_path / "bad.bin")
+    assert not (tmp_path / "executed").exists()
+
+
+def test_a_damaged_description_is_named(tmp_path):
+    save_file(weights(), tmp_path / "a.safetensors", metadata={checkpoint.CONFIG_KEY: "{"})
+    with pytest.raises(ValueError, match=r"a\.safetensors: The adapter's description is not JSON"):
+        checkpoint.read(tmp_path / "a.safetensors")
+
+
+def test_whole_numbers_are_no_weights():
+    state = weights()
+    state["adapter_modules.49.alpha"] = torch.zeros((), dtype=torch.int64)
+    with pytest.raises(ValueError, match=r"adapter_modules\.49\.alpha holds torch\.int64"):
+        checkpoint.check(state, TINY)
