@@ -320,12 +320,12 @@ def fuse(guided: Sequence[Tensor], shares: Tensor) -> Tensor:
         [b, c, h, w] in the dtype of the predictions.
     """
     _one_space(guided)
-    result, total = guided[0], shares[0]
+    result, total = _precise(guided[0]), shares[0]
     for prediction, share in zip(guided[1:], shares[1:], strict=True):
         total = total + share
         part = share / total.clamp(min=1e-12)
         result = torch.lerp(result, prediction.to(result), part.to(result))
-    return result
+    return result.to(guided[0].dtype)
 
 
 def _precise(x: Tensor) -> Tensor:

@@ -31,7 +31,7 @@ def branches_of(timesteps, config):
     """The stage of every evaluation, by percent."""
     percents = [1 - t / LAST_TIMESTEP for t in timesteps]
     stages = Stages.from_steps(config["start_merge_step"], config["final_step"], percents)
-    return [stages.at(percent) for percent in percents]
+    return [int(stages.at(percent)) for percent in percents]
 
 
 @register(SNF, "stage_trace")
