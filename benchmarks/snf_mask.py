@@ -1,0 +1,102 @@
+"""What noise fusion adds to a step at 128 x 128 latent cells (1024 x 1024 pixels), in processor time on one thread.
+
+    python -P benchmarks/snf_mask.py [--quick]
+
+The textbook form is the published one, its size made free: every channel pooled, resized and averaged, the mean repeated to all channels,
+two softmaxes over space, a stack, an argmax, a gather. Processor time, so that other programs do not count.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+
+if "pack" not in sys.modules:
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+    import conftest  # noqa: F401  puts the pack under its name
+
+from pack.py.snf.fusion import Prediction, Settings, blend, saliency_mask
+
+KIND = "speed"
+CELLS = 128
+MOST_MS = 5.0
+
+
+def figures(quick: bool) -> Iterator[dict]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with torch.no_grad():
+            yield from _figures(5 if quick else 50)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _figures(repeats: int) -> Iterator[dict]:
+    branches = torch.randn(4, 1, 4, CELLS, CELLS, generator=torch.Generator().manual_seed(0))
+    pair = [Prediction(branches[0], branches[1], 5.0), Prediction(branches[2], branches[3], 5.0)]
+    response_t, response_s = (5.0 * (p.full - p.base) for p in pair)
+    size = f"{CELLS} x {CELLS} cells"
+
+    mask = _milliseconds(lambda: saliency_mask(response_t, response_s), repeats)
+    yield _at_most(f"noise fusion mask, {size}", mask)
+    ratio = _milliseconds(lambda: _textbook_mask(response_t, response_s), repeats) / mask
+    yield {"name": "noise fusion mask, textbook form / ours", "value": ratio, "unit": "x", "target": ">= 1", "ok": ratio >= 1}
+
+    step = _milliseconds(lambda: blend(pair, sigma=3.0), repeats)
+    yield _at_most(f"noise fusion, everything of a step, {size}", step)
+    ratio = _milliseconds(lambda: _textbook_step(*branches), repeats) / step
+    yield {"name": "noise fusion, textbook step / ours", "value": ratio, "unit": "x", "target": ">= 1", "ok": ratio >= 1}
+
+    for what, settings in (
+        ("soft", Settings(softness=0.5)),
+        ("gaussian", Settings(smoothing="gaussian")),
+        ("per channel", Settings(per_channel=True)),
+    ):
+        cost = _milliseconds(lambda: saliency_mask(response_t, response_s, settings), repeats)
+        yield {"name": f"noise fusion mask, {what}", "value": cost, "unit": "ms", "target": "-", "ok": True}
+
+
+def _at_most(name: str, cost: float) -> dict:
+    return {"name": name, "value": cost, "unit": "ms", "target": f"<= {MOST_MS:.0f}", "ok": cost <= MOST_MS}
+
+
+def _textbook_mask(response_t: torch.Tensor, response_s: torch.Tensor) -> torch.Tensor:
+    """[b, c, h, w], the number of the model of each element."""
+
+    def saliency(response: torch.Tensor) -> torch.Tensor:
+        b, c, h, w = response.shape
+        omega = F.avg_pool2d(response.abs(), 4, stride=1, padding=1)
+        omega = F.interpolate(omega, size=(h, w), mode="bilinear").mean(dim=1, keepdim=True).repeat(1, c, 1, 1)
+        return omega.reshape(b, c, h * w).softmax(dim=-1).reshape(b, c, h, w)
+
+    return torch.stack([saliency(response_t), saliency(response_s)]).argmax(dim=0)
+
+
+def _textbook_step(scene_null, scene_text, subject_text, subject_aug, guidance: float = 5.0) -> torch.Tensor:
+    response_t, response_s = guidance * (scene_text - scene_null), guidance * (subject_aug - subject_text)
+    mask = _textbook_mask(response_t, response_s)
+    return torch.stack([scene_null + response_t, subject_text + response_s]).gather(0, mask[None])[0]
+
+
+def _milliseconds(run: Callable, repeats: int) -> float:
+    run()
+    costs = []
+    for _ in range(repeats):
+        start = time.process_time()
+        run()
+        costs.append(1000 * (time.process_time() - start))
+    return statistics.median(costs)
+
+
+if __name__ == "__main__":
+    for figure in figures("--quick" in sys.argv[1:]):
+        print(
+            f"{figure['name']:56} {figure['value']:8.2f} {figure['unit']:2}  {figure['target']}{'' if figure['ok'] else '  MISSED'}"
+        )
