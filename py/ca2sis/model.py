@@ -280,7 +280,8 @@ class Generator(nn.Module):
                 f"CA2-SIS: the image is {w}x{h}, but its sides must be multiples of {MULTIPLE}. "
                 f"Scale image and map to {own_w}x{own_h}, the size these weights were trained on."
             )
-        return self.style_encoder(image, mask)
+        b = _batch(image, mask, "images", "maps")
+        return self.style_encoder(image.expand(b, -1, -1, -1), mask.expand(b, -1, -1, -1))
 
     def sample_style(self, noise: Tensor, present: Tensor) -> Tensor:
         """S, [b, k, code_dim], from noise [b, noise_dim]; rows of classes that are not in `present` [b, k] are 0, as in training.
@@ -310,9 +311,7 @@ class Generator(nn.Module):
                     f"CA2-SIS: the {name} codes are {' x '.join(map(str, codes.shape[1:]))}, these weights take "
                     f"{asked[name][0]} x {asked[name][1]}. Encode them again with the weights that draw."
                 )
-        if shape.shape[0] != style.shape[0] and 1 not in (shape.shape[0], style.shape[0]):
-            raise ValueError(f"CA2-SIS: {shape.shape[0]} shapes and {style.shape[0]} styles: give the same number, or 1 for all.")
-        b = max(shape.shape[0], style.shape[0])
+        b = _batch(shape, style, "shapes", "styles")
         style = style.expand(b, -1, -1)
         x = self.reshape_conv(rearrange(shape.expand(b, -1, -1), "b k (h w) -> b k h w", h=config.grid[0]))
         for level in LEVELS:
@@ -348,3 +347,10 @@ class Generator(nn.Module):
                 f"CA2-SIS: the map has {found}, these weights {self.config.classes}. "
                 "Remap its labels to the classes of the weights, or load weights for this data set."
             )
+
+
+def _batch(first: Tensor, second: Tensor, what: str, other: str) -> int:
+    """The batch of two inputs together: equal, or one of them 1."""
+    if first.shape[0] != second.shape[0] and 1 not in (first.shape[0], second.shape[0]):
+        raise ValueError(f"CA2-SIS: {first.shape[0]} {what} and {second.shape[0]} {other}: give the same number, or 1 for all.")
+    return max(first.shape[0], second.shape[0])

@@ -42,9 +42,7 @@ def test_strength_goes_from_the_base_to_the_donor_and_is_exact_at_both_ends(stre
     base, donor = style(seed=0), style(seed=1)
     mixed = codes.mix_styles(base, donor, [0, 2], strength)
     expected = base.codes + strength * (donor.codes - base.codes)
-    torch.testing.assert_close(
-        mixed.codes[:, [0, 2]], expected[:, [0, 2]], rtol=0, atol=1e-6 if strength == 0.25 else 0 if not strength else 1e-6
-    )
+    torch.testing.assert_close(mixed.codes[:, [0, 2]], expected[:, [0, 2]], rtol=0, atol=1e-6)  # rounding of another order
     if strength in (0.0, 1.0):
         equal(mixed.codes[:, [0, 2]], (base, donor)[int(strength)].codes[:, [0, 2]])
 

@@ -78,8 +78,9 @@ def decode(weights, inputs, config):
 def reconstruct(weights, inputs, config):
     model, m = generator(weights), mask(inputs)
     z, s = model.encode_shape(m), style_of(model, inputs).codes
-    loss = attention.attention_loss(model.attention_logits(z, s), m)
-    return {**picture("image", model.decode(z, s)), "att_loss": loss[None]}
+    logits: list[Tensor] = []
+    drawn = model.decode(z, s, lambda q, k, heads, grid: logits.append(attention.mean_logits(q, k, heads, grid)))
+    return {**picture("image", drawn), "att_loss": attention.attention_loss(logits, m)[None]}
 
 
 @register(TECHNIQUE, "style_swap", shapes=shapes)
