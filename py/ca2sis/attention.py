@@ -22,8 +22,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
     Returns:
         [b, l, n d].
     """
-    split = (rearrange(t, "b l (n d) -> b n l d", n=heads) for t in (q, k, v))
-    return rearrange(F.scaled_dot_product_attention(*split), "b n l d -> b l (n d)")
+    q, k, v = (rearrange(t, "b l (n d) -> b n l d", n=heads) for t in (q, k, v))
+    return rearrange(F.scaled_dot_product_attention(q, k, v), "b n l d -> b l (n d)")
 
 
 def mean_logits(q: Tensor, k: Tensor, heads: int, grid: tuple[int, int]) -> Tensor:

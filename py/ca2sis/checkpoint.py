@@ -195,7 +195,7 @@ def load_codes(path: str | Path) -> Style | Shape:
     """
     path = Path(path)
     tensors, metadata = read(path)
-    kinds = {"Style": Style, "Shape": Shape}
+    kinds: dict[str, type[Style] | type[Shape]] = {"Style": Style, "Shape": Shape}
     if metadata.get("kind") not in kinds or not {"codes", "present"} <= set(tensors):
         raise ValueError(f"CA2-SIS: {path.name!r} holds no style or shape codes.")
     return kinds[metadata["kind"]](tensors["codes"], tensors["present"].bool(), tuple(metadata["labels"].split("\n")))

@@ -116,7 +116,7 @@ def class_indices(names: Sequence[str], labels: Sequence[str]) -> tuple[int, ...
     Raises:
         ValueError: a name that is neither.
     """
-    known = {label: (i,) for i, label in enumerate(labels)}
+    known: dict[str, tuple[int, ...]] = {label: (i,) for i, label in enumerate(labels)}
     if tuple(labels) == CELEBAMASK_HQ:
         known = {**GROUPS, **known}  # "hair", "skin" and "nose" are classes first; the group skin is skin and nose
     found: set[int] = set()

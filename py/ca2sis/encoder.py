@@ -77,7 +77,8 @@ class StyleEncoder(nn.Module):
 
     def absent(self) -> Tensor:
         """What a class without pixels gets, [k, 5 * style_dim]: tanh(v_i), the same for every image."""
-        biases = [self.out[f"out_{i}"][0].bias for i in range(SCALES)]
+        out: Any = self.out
+        biases = [out[f"out_{i}"][0].bias for i in range(SCALES)]
         return torch.cat([rearrange(bias, "(k s) -> k s", k=self.classes) for bias in biases], dim=-1).tanh()
 
 

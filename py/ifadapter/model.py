@@ -290,7 +290,8 @@ class Resampler(nn.Module):
         seen = F.pad(words, (0, self.latents.shape[1]), value=True)  # the queries always see each other
         x = self.proj_in(rearrange(phrases, "i t l c -> (i t) l c"))
         latents = self.latents.to(x).expand(i * t, -1, -1)
-        for (attention, mlp), visible in zip(self.layers, seen.repeat_interleave(t, dim=1)):
+        layers: Any = self.layers
+        for (attention, mlp), visible in zip(layers, seen.repeat_interleave(t, dim=1)):
             latents = latents + attention(x, latents, visible)
             latents = latents + mlp(latents)
         out = self.norm_out(self.proj_out(self.attention_norm(latents)))
