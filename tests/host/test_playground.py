@@ -87,7 +87,6 @@ def test_training_computes_the_image_as_the_host_does():
 UNDERTRAINED = "the shipped weights are of a short first training; the figures that they reach are in the README"
 
 
-@pytest.mark.xfail(reason=UNDERTRAINED, strict=False)
 def test_phrases_find_their_pictures(studio):
     """Of eight pictures with one object each, the image encoder and the projected text match at least six."""
     scenes = evaluation.held_out("objects", 8, first=60_000, count=1)
