@@ -53,10 +53,3 @@ def train(autoencoder: Any, folder: Path, schedule: Schedule = SCHEDULE) -> None
         return reconstruction_loss(decoded, batch) + 0.01 * unit
 
     fit("autoencoder", {"autoencoder": autoencoder}, loss, schedule, folder)
-
-
-@torch.no_grad()
-def psnr(autoencoder: Any, images: Tensor) -> float:
-    """Mean PSNR in dB over pictures [n, 3, h, w] in 0..1."""
-    decoded = autoencoder.taesd_decoder(autoencoder.taesd_encoder(images)).clamp(0, 1)
-    return float(-10 * (decoded - images).square().flatten(1).mean(dim=1).log10().mean())
