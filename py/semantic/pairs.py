@@ -56,10 +56,10 @@ def find_pairs(folder: Path) -> Pairs:
     Raises:
         ValueError: no such folder, one that cannot be read, or one without a pair; says how pairs are named.
     """
-    if not folder.is_dir():
-        what = "is a file" if folder.exists() else "does not exist"
-        raise ValueError(f"folder: {shown(folder)!r} {what}; give a folder that holds pictures and their maps.")
     try:
+        if not folder.is_dir():
+            what = "is a file" if folder.exists() else "does not exist"
+            raise ValueError(f"folder: {shown(folder)!r} {what}; give a folder that holds pictures and their maps.")
         if (folder / IMAGES).is_dir() and (folder / MAPS).is_dir():
             pictures = _by_stem(_files(folder / IMAGES, f"{IMAGES}/"), len(IMAGES) + 1)
             maps = _by_stem(_files(folder / MAPS, f"{MAPS}/"), len(MAPS) + 1)
@@ -73,7 +73,7 @@ def find_pairs(folder: Path) -> Pairs:
             for file in [stem + MAP_ENDING for stem in maps]:
                 pictures.pop(file)
     except OSError as error:
-        raise ValueError(f"folder: {shown(folder)!r} cannot be read: {error.strerror}. Check its permissions.") from None
+        raise ValueError(f"folder: {shown(folder)!r} cannot be read: {error.strerror}. Check its name and permissions.") from None
     both = sorted((maps[stem], pictures[stem]) for stem in maps.keys() & pictures.keys())
     alone = sorted(
         file[0] for one, other in ((pictures, maps), (maps, pictures)) for stem, file in one.items() if stem not in other
@@ -88,8 +88,9 @@ def find_pairs(folder: Path) -> Pairs:
 
 
 def shown(name: str | Path) -> str:
-    """A file's name as text that can be sent and printed; names that are no UTF-8 have question marks."""
-    return str(name).encode("utf-8", "replace").decode()
+    """A file's name as text that can be sent and printed: question marks for what is no UTF-8, the middle of a very long one left out."""
+    text = str(name).encode("utf-8", "replace").decode()
+    return text if len(text) <= 300 else f"{text[:140]}...{text[-140:]}"
 
 
 def read_picture(path: Path) -> Tensor:
