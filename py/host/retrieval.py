@@ -121,7 +121,10 @@ def retrieve(
     reader = _Reader(pairs, drawn_with, tolerance)
     similarity = None if clip_vision is None else _similarity(reader, rows, clip_vision, target, image)
     shown_places = max(_LISTED, choice.pick + choice.count - 1)
-    lines, images, maps, scores = [], [], [], []
+    lines: list[str] = []
+    images: list[Tensor] = []
+    maps: list[SemanticMap] = []
+    scores: list[float] = []
     for candidate in ranking.best_first(similarity, choice.tie):
         comfy.model_management.throw_exception_if_processing_interrupted()
         if len(lines) == shown_places:

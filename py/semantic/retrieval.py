@@ -138,7 +138,8 @@ class Ranking:
     def match(self, candidate: int) -> Match:
         """One candidate with its reasons."""
         missing = tuple(wanted for wanted, has in zip(self.wanted, self.has[candidate]) if not has)
-        return Match(candidate, float(self.scores[candidate]), *map(float, self.measures[candidate]), missing)
+        classes, proportions, layout = self.measures[candidate].tolist()
+        return Match(candidate, float(self.scores[candidate]), classes, proportions, layout, missing)
 
     def best_first(self, similarity: Callable[[int], float] | None = None, margin: float = 0.0) -> Iterator[int]:
         """The candidates, best first; those whose scores lie within `margin` of the best of them tie, and `similarity` orders them.
