@@ -81,6 +81,12 @@ def _parser() -> argparse.ArgumentParser:
     own = command("train", _train, "train a technique's adapter on your own data")
     own.add_argument("technique", metavar="TECHNIQUE")
     own.add_argument("--config", metavar="FILE", required=True)
+    weights = command(
+        "convert-weights", _convert_weights, "write a technique's published weights as safetensors, beside the source"
+    )
+    weights.add_argument("technique", metavar="TECHNIQUE")
+    weights.add_argument("file", metavar="FILE")
+    weights.add_argument("target", metavar="TARGET", nargs="?", help="another name; a file that is there is never overwritten")
     convert = command("convert", _convert, "print the API form of a saved workflow")
     convert.add_argument("file", metavar="FILE")
     return parser
@@ -165,6 +171,20 @@ def _train(options: argparse.Namespace) -> int:
         known = f"These techniques have one: {', '.join(trainers)}." if trainers else "No technique has one yet."
         raise Trouble(f"There is no trainer for {options.technique!r} in this version of the pack. {known}")
     return testing.inside(*_ready(options), f"py.{options.technique}.training", ["--config", str(Path(options.config).resolve())])
+
+
+def _convert_weights(options: argparse.Namespace) -> int:
+    from . import testing
+
+    converters = sorted(
+        path.parent.name for path in (ROOT / "py").glob("*/checkpoint.py") if "\ndef main(" in path.read_text(encoding="utf-8")
+    )
+    if options.technique not in converters:
+        raise Trouble(
+            f"There is nothing to convert for {options.technique!r}. These techniques have it: {', '.join(converters)}."
+        )
+    files = [str(Path(file).resolve()) for file in (options.file, options.target) if file]
+    return testing.inside(*_ready(options), f"py.{options.technique}.checkpoint", files)
 
 
 def _convert(options: argparse.Namespace) -> int:
