@@ -80,7 +80,10 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--quick", action="store_true", help="fewer samples")
     own = command("train", _train, "train a technique's adapter on your own data")
     own.add_argument("technique", metavar="TECHNIQUE")
-    own.add_argument("--config", metavar="FILE", required=True)
+    own.add_argument(
+        "--config", metavar="FILE", required=True, help="a JSON file; its fields are those of the trainer's `Recipe`"
+    )
+    own.add_argument("--processes", type=int, default=1, metavar="N", help="one for each graphics card (default: 1)")
     weights = command(
         "convert-weights", _convert_weights, "write a technique's published weights as safetensors, beside the source"
     )
@@ -166,11 +169,21 @@ def _playground_evaluate(options: argparse.Namespace) -> int:
 def _train(options: argparse.Namespace) -> int:
     from . import testing
 
-    trainers = sorted(path.parent.name for path in (ROOT / "py").glob("*/training.py"))
+    ending = "_training.py"
+    rooms = (path.name.removesuffix(ending) for path in (ROOT / "py" / "host").glob(f"*{ending}"))
+    trainers = sorted(name for name in rooms if (ROOT / "py" / name / "training.py").is_file())
     if options.technique not in trainers:
         known = f"These techniques have one: {', '.join(trainers)}." if trainers else "No technique has one yet."
         raise Trouble(f"There is no trainer for {options.technique!r} in this version of the pack. {known}")
-    return testing.inside(*_ready(options), f"py.{options.technique}.training", ["--config", str(Path(options.config).resolve())])
+    # Graphics cards of one machine, or processes on the CPU where there is none; the rest of accelerate's choices are its configuration's.
+    several = ["--multi_gpu", "--num_processes", str(options.processes)] if options.processes > 1 else []
+    arguments = ["--config", str(Path(options.config).resolve())]
+    return testing.inside(
+        *_ready(options, dev=True),
+        f"py.host.{options.technique}_training",
+        arguments,
+        launcher=["-m", "accelerate.commands.launch", *several],
+    )
 
 
 def _convert_weights(options: argparse.Namespace) -> int:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-import comfy.sample
-import comfy.samplers
 import torch
 from einops import rearrange
 from torch import Tensor
@@ -14,7 +12,7 @@ from ..ifadapter.instances import Instance, Instances
 from ..playground import evaluation
 from ..playground.evaluation import Figure
 from ..playground.scene import Scene
-from . import ifadapter, playground
+from . import ifadapter, playground, sampling
 
 KIND = "quality"
 STEPS, CFG, SAMPLER, SCHEDULER = 20, 4.5, "dpmpp_2m", "karras"
@@ -29,19 +27,16 @@ class Studio:
 
     def encode(self, text: str) -> list:
         """A CONDITIONING of a prompt, as CLIPTextEncode makes it."""
-        return self.clip.encode_from_tokens_scheduled(self.clip.tokenize(text))
+        return sampling.prompt(self.clip, text)
 
     def sample(
         self, model, positive: list, seed: int, steps: int = STEPS, side: int = 128, negative: list | None = None
     ) -> Tensor:
         """One picture [1, 3, side, side] in 0..1, as KSampler and VAEDecode make it."""
-        latent = torch.zeros([1, 4, side // 8, side // 8])
-        noise = comfy.sample.prepare_noise(latent, seed)
         negative = negative if negative is not None else self.encode("")
-        out = comfy.sample.sample(
-            model, noise, steps, CFG, SAMPLER, SCHEDULER, positive, negative, latent, denoise=1.0, seed=seed, disable_pbar=True
+        return sampling.picture(
+            model, self.vae, positive, negative, seed, steps=steps, cfg=CFG, side=side, sampler=SAMPLER, scheduler=SCHEDULER
         )
-        return rearrange(self.vae.decode(out), "b h w c -> b c h w").clamp(0, 1)
 
     def paint(self, prompts: Sequence[str], seeds: Sequence[int]) -> Tensor:
         """One picture a prompt."""

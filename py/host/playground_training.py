@@ -12,10 +12,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..ifadapter import checkpoint as ifadapter_checkpoint
-from ..ifadapter.model import Config, IFAdapter
+from ..ifadapter.model import IFAdapter
 from ..playground.judge import Judge
 from ..playground.recipes import autoencoder, base, ifadapter, image_encoder, judge
-from . import hooks, ifadapter_text, ifadapter_training, playground
+from . import ifadapter_text, ifadapter_training, playground
 
 log = logging.getLogger("exemplary")
 
@@ -102,32 +102,11 @@ def _shipped_encoder() -> Any:
     return _encode_with(model.eval().requires_grad_(False))
 
 
-def ifadapter_config(unet: nn.Module) -> Config:
-    """A small adapter for every text attention of the playground's UNet."""
-    places = list(hooks.attention_blocks(unet))
-    return Config(
-        layers=ifadapter_training.layers_of(unet, places),
-        encoders=(("l", playground.CONTEXT_DIM),),
-        text_layers=(-1, -2, -3),
-        eot_layer=-1,
-        queries=2,
-        dim=192,
-        depth=2,
-        heads=4,
-        dim_head=48,
-        ff_mult=2,
-        position_width=256,
-        frequencies=32,
-        reduction=8,
-        slots=10,
-    )
-
-
 def train_ifadapter(folder: Path) -> None:
     """The IFAdapter, on the shipped base."""
     unet, text = _shipped(playground.new_unet(), "unet"), _shipped(playground.new_text_model(), "text_encoder")
     clip = playground.load_clip()
-    config = ifadapter_config(unet)
+    config = ifadapter_training.playground_config(unet)
     torch.manual_seed(INITIAL_SEED)
     network = IFAdapter(config)
 
