@@ -90,6 +90,16 @@ def _parser() -> argparse.ArgumentParser:
     weights.add_argument("technique", metavar="TECHNIQUE")
     weights.add_argument("file", metavar="FILE")
     weights.add_argument("target", metavar="TARGET", nargs="?", help="another name; a file that is there is never overwritten")
+    judged = command("evaluate", _evaluate, "instance success, IoU, AP and CLIP score of folders of pictures, as a table")
+    judged.add_argument(
+        "results", nargs="+", metavar="NAME=FOLDER", help="pictures named as the layouts say; a row of the table each"
+    )
+    judged.add_argument("--layouts", metavar="FILE", required=True, help="the layouts that they were made from, in COCO's form")
+    judged.add_argument(
+        "--judge", metavar="DIR", default="playground", help="a zero-shot detector (default: the playground's judge)"
+    )
+    judged.add_argument("--vlm", metavar="DIR", default="", help="a vision-language model that is asked what is in each box")
+    judged.add_argument("--clip", metavar="DIR", default="", help="a CLIP model for the CLIP score, or the word playground")
     convert = command("convert", _convert, "print the API form of a saved workflow")
     convert.add_argument("file", metavar="FILE")
     return parser
@@ -198,6 +208,28 @@ def _convert_weights(options: argparse.Namespace) -> int:
         )
     files = [str(Path(file).resolve()) for file in (options.file, options.target) if file]
     return testing.inside(*_ready(options), f"py.{options.technique}.checkpoint", files)
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    from . import testing
+
+    def full(path: str) -> str:
+        return path if path in ("", "playground") else str(Path(path).resolve())
+
+    arguments = [
+        "--layouts",
+        full(options.layouts),
+        "--judge",
+        full(options.judge),
+        "--vlm",
+        full(options.vlm),
+        "--clip",
+        full(options.clip),
+    ]
+    for result in options.results:
+        name, _, folder = result.rpartition("=")
+        arguments.append(f"{name or Path(folder).name}={full(folder)}")
+    return testing.inside(*_ready(options), "py.host.instance_evaluation", arguments)
 
 
 def _convert(options: argparse.Namespace) -> int:

@@ -122,7 +122,7 @@ def train_ifadapter(folder: Path) -> None:
         lambda x, t, context, prepared: ifadapter_training.predicted(unet, config, x, t, context, prepared),
         folder,
     )
-    target = playground.ASSETS / "ifadapter" / "playground_ifadapter.safetensors"
+    target = playground.IFADAPTER
     target.parent.mkdir(parents=True, exist_ok=True)
     ifadapter_checkpoint.save(target, config, {key: value.half() for key, value in network.state_dict().items()})
     target.chmod(0o644)

@@ -38,6 +38,7 @@ class Entry:
     caption: str
     boxes: tuple[Box, ...]
     phrases: tuple[str, ...]
+    size: tuple[float, float] | None = None  # width and height that the boxes refer to, if the data says so
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,7 +100,7 @@ def _coco(path: Path, folder: Path) -> list[Entry]:
         known = local.get(image["id"])
         if known:
             caption = image.get("caption") or next(iter(captions.get(image["id"], ())), "")
-            found.append(_entry(image["file_name"], (folder / image["file_name"]).read_bytes, caption, known))
+            found.append(_entry(image["file_name"], (folder / image["file_name"]).read_bytes, caption, known, image))
     return found
 
 
@@ -126,15 +127,16 @@ def _shard(path: Path) -> list[Entry]:
             described = json.loads(reader(files[".json"])())
             known = [entry for entry in described["annotations"] if entry.get("caption")]
             if known:
-                found.append(_entry(f"{path.name}/{key}", reader(picture), described.get("caption", ""), known))
+                found.append(_entry(f"{path.name}/{key}", reader(picture), described.get("caption", ""), known, described))
     return found
 
 
-def _entry(name: str, read: Callable[[], bytes], caption: str, known: list[dict]) -> Entry:
+def _entry(name: str, read: Callable[[], bytes], caption: str, known: list[dict], described: dict) -> Entry:
     boxes = tuple((float(x), float(y), float(w), float(h)) for x, y, w, h in (entry["bbox"] for entry in known))
     if not all(math.isfinite(number) for box in boxes for number in box):
         raise ValueError(f"{name}: a bbox is not four finite numbers.")
-    return Entry(name, read, caption, boxes, tuple(_text(entry["caption"]) for entry in known))
+    size = (float(described["width"]), float(described["height"])) if {"width", "height"} <= set(described) else None
+    return Entry(name, read, _text(caption), boxes, tuple(_text(entry["caption"]) for entry in known), size)
 
 
 def _text(caption: str | list[str]) -> str:

@@ -34,8 +34,8 @@ def data(tmp_path_factory):
     return folder / "data.json"
 
 
-def recipe(data, folder, **more) -> ifadapter_training.Recipe:
-    values = {"base": "playground", "data": str(data), "output": str(folder), "resolution": 128, "batch": 2, "accumulation": 1}
+def recipe(file, folder, **more) -> ifadapter_training.Recipe:
+    values = {"base": "playground", "data": str(file), "output": str(folder), "resolution": 128, "batch": 2, "accumulation": 1}
     values |= {"steps": 2, "warmup": 1, "learning_rate": 1e-2, "mixed_precision": "no", "sample_every": 2, "sample_steps": 1}
     return ifadapter_training.Recipe(**(values | more))
 
