@@ -52,7 +52,11 @@ def _trained_autoencoder(folder: Path) -> nn.Module:
 def train_autoencoder(folder: Path) -> None:
     """The VAE."""
     state = _trained_autoencoder(folder).state_dict()
-    _ship("vae", {k: v for k, v in state.items() if k.startswith("taesd_")}, steps=autoencoder.SCHEDULE.steps)
+    _ship(
+        "vae",
+        {k: v for k, v in state.items() if k.startswith("taesd_")},
+        steps=autoencoder.SCHEDULE.steps + autoencoder.FINISH.steps,
+    )
 
 
 def train_base(folder: Path) -> None:

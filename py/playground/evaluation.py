@@ -57,7 +57,7 @@ def as_images(scenes: Sequence[Scene]) -> Tensor:
 
 def judge_objects(judge: Judge, images: Tensor) -> list[list[Found]]:
     """What the judge finds in each picture."""
-    return [find_objects(seen) for batch in images.split(32) for seen in look(judge, batch)]
+    return [find_objects(judge, i, seen) for batch in images.split(32) for i, seen in zip(batch, look(judge, batch))]
 
 
 def _right(found: list[Found], instances: Sequence[Instance]) -> bool:

@@ -1,12 +1,14 @@
 """The judge: a small network that says what is drawn where, and how well a picture keeps a promise.
 
-It reads each pixel's class, its colour word and its texture or style word. It is trained on drawn scenes only (`recipes/judge.py`); its own
-accuracy on held-out scenes is part of every report that it writes.
+It reads each pixel's class, its colour word and its texture or style word, and names each object by its whole outline, which pixels in the
+middle of it cannot see. It is trained on drawn scenes only (`recipes/judge.py`); its own accuracy on held-out scenes is part of every report
+that it writes.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -35,6 +37,8 @@ STYLE_WORDS: tuple[tuple[str, str], ...] = tuple(
     [("texture", word) for word in world.TEXTURES] + [("style", word) for word in world.HAIR_STYLES]
 )
 IGNORE = 255
+OUTLINE = 32  # pixels a side of what `Outlines` looks at
+_COLOURS = [k for k, (group, _) in enumerate(COLOUR_WORDS) if group == "colour"]
 HEADS = {"labels": len(world.CLASS_NAMES), "colours": len(COLOUR_WORDS), "styles": len(STYLE_WORDS)}
 
 #: class -> (group of its colour, attribute of the instance or scene that holds it)
@@ -86,6 +90,19 @@ def _block(c_in: int, c_out: int, stride: int = 1) -> nn.Sequential:
     )
 
 
+class Outlines(nn.Module):
+    """Names objects: crops [n, 4, OUTLINE, OUTLINE] (picture and silhouette, see `crops`) -> logits [n, len(world.OBJECTS)]."""
+
+    def __init__(self, width: int = 24) -> None:
+        super().__init__()
+        sizes = [4, width, width * 2, width * 3]
+        self.blocks = nn.Sequential(*(_block(a, b, 2) for a, b in pairwise(sizes)))
+        self.head = nn.Linear(sizes[-1] * (OUTLINE // 8) ** 2, len(world.OBJECTS))
+
+    def forward(self, crops: Tensor) -> Tensor:
+        return self.head(self.blocks(crops * 2 - 1).flatten(1))
+
+
 class Judge(nn.Module):
     """Pictures [b, 3, h, w] in 0..1, h and w multiples of 16 -> logits [b, k, h/2, w/2] for each head."""
 
@@ -95,6 +112,7 @@ class Judge(nn.Module):
         self.down = nn.ModuleList([_block(a, b, 2) for a, b in zip([3, *sizes], sizes)])
         self.up = nn.ModuleList([_block(a + b, b) for a, b in zip(sizes[:0:-1], sizes[-2::-1])])
         self.heads = nn.ModuleDict({name: nn.Conv2d(width, count, 1) for name, count in HEADS.items()})
+        self.outlines = Outlines()
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         x, skips = images * 2 - 1, []
@@ -131,27 +149,59 @@ def look(judge: Judge, images: Tensor) -> list[dict[str, Tensor]]:
     return [{name: logits[row] for name, logits in out.items()} for row in range(len(images))]
 
 
-def find_objects(seen: dict[str, Tensor], smallest: float = 0.008) -> list[Found]:
-    """The objects in one picture, largest first: connected places of one object class with at least `smallest` of the area."""
+def silhouettes(seen: dict[str, Tensor], smallest: float = 0.008) -> list[np.ndarray]:
+    """The objects in one picture as masks [h/2, w/2], each at least `smallest` of the area.
+
+    An object is a connected place where the judge sees objects of whatever class. Two that touch are told apart by their colours.
+    """
     from scipy import ndimage
 
-    labels = seen["labels"].argmax(dim=0).cpu().numpy()
-    h, w = labels.shape
+    members = [world.LABEL[name] for name in world.OBJECTS]
+    there = (seen["labels"].float().softmax(dim=0)[members].sum(dim=0) > 0.5).cpu().numpy()
+    colours = seen["colours"][_COLOURS].argmax(dim=0).cpu().numpy()
     found = []
-    for name in world.OBJECTS:
-        # A one-pixel gap (a fish's tail, an outline) does not make two things of one.
-        parts, count = ndimage.label(ndimage.binary_dilation(labels == world.LABEL[name]))
-        for number in range(1, count + 1):
-            here = (parts == number) & (labels == world.LABEL[name])
-            area = float(here.mean())
-            if area < smallest:
-                continue
-            ys, xs = np.nonzero(here)
-            box = (float(xs.min() / w), float(ys.min() / h), float((xs.max() + 1) / w), float((ys.max() + 1) / h))
-            mask = torch.from_numpy(here)
-            colour = _word_in(seen["colours"], mask, COLOUR_WORDS, "colour")
-            texture = _word_in(seen["styles"], mask, STYLE_WORDS, "texture")
-            found.append(Found(name, box, area, colour, texture))
+    # A one-pixel gap (a fish's tail, an outline) does not make two things of one.
+    parts, count = ndimage.label(ndimage.binary_dilation(there))
+    for number in range(1, count + 1):
+        here = (parts == number) & there
+        shares = np.bincount(colours[here], minlength=len(_COLOURS)) / max(1, here.sum())
+        own = np.flatnonzero(shares >= 0.2)  # less is a pattern or an outline, not a second thing
+        found += [here] if len(own) < 2 else [here & (colours == colour) for colour in own]
+    return [mask for mask in found if mask.mean() >= smallest]
+
+
+def box_of(mask: np.ndarray) -> Box:
+    """The bounding box of a mask [h, w] that is not empty, in 0..1."""
+    (ys, xs), (h, w) = np.nonzero(mask), mask.shape
+    return float(xs.min() / w), float(ys.min() / h), float((xs.max() + 1) / w), float((ys.max() + 1) / h)
+
+
+def crops(image: Tensor, masks: list[np.ndarray]) -> Tensor:
+    """A picture [3, h, w] and silhouettes in it -> [n, 4, OUTLINE, OUTLINE]: the square around each, and the silhouette in it."""
+    out = []
+    for mask in masks:
+        x0, y0, x1, y1 = box_of(mask)
+        half = 0.55 * max(x1 - x0, y1 - y0)  # a little of the surroundings on every side
+        theta = torch.tensor([[[2 * half, 0.0, x0 + x1 - 1], [0.0, 2 * half, y0 + y1 - 1]]])
+        grid = F.affine_grid(theta, [1, 1, OUTLINE, OUTLINE], align_corners=False)
+        planes = [image.float().cpu(), torch.from_numpy(mask).float()[None]]
+        out.append(torch.cat([F.grid_sample(p[None], grid, align_corners=False)[0] for p in planes]))
+    return torch.stack(out)
+
+
+@torch.no_grad()
+def find_objects(judge: Judge, image: Tensor, seen: dict[str, Tensor]) -> list[Found]:
+    """The objects in one picture [3, h, w] in 0..1 of which the judge has `seen` the pixels, largest first."""
+    masks = silhouettes(seen)
+    if not masks:
+        return []
+    names = judge.outlines(crops(image, masks)).argmax(dim=1).tolist()
+    found = []
+    for mask, name in zip(masks, names):
+        here = torch.from_numpy(mask)
+        colour = _word_in(seen["colours"], here, COLOUR_WORDS, "colour")
+        texture = _word_in(seen["styles"], here, STYLE_WORDS, "texture")
+        found.append(Found(world.OBJECTS[name], box_of(mask), float(mask.mean()), colour, texture))
     return sorted(found, key=lambda f: -f.area)
 
 

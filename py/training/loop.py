@@ -60,8 +60,8 @@ def _trainable(modules: dict[str, nn.Module]) -> Iterator[tuple[str, nn.Paramete
 
 @torch.no_grad()
 def _follow(average: dict[str, Tensor], modules: dict[str, nn.Module], decay: float) -> None:
-    for name, parameter in _trainable(modules):
-        average[name].lerp_(parameter.detach(), 1 - decay)
+    names, parameters = zip(*_trainable(modules))
+    torch._foreach_lerp_([average[name] for name in names], [p.detach() for p in parameters], 1 - decay)
 
 
 @torch.no_grad()
@@ -119,7 +119,9 @@ def fit(
         accelerator.prepare_model(module.to(accelerator.device), evaluation_mode=True)
     parameters = [p for _, p in _trainable(modules)]
     optimizer = accelerator.prepare_optimizer(
-        torch.optim.AdamW(parameters, lr=schedule.learning_rate, betas=(0.9, 0.99), weight_decay=schedule.weight_decay)
+        torch.optim.AdamW(
+            parameters, lr=schedule.learning_rate, betas=(0.9, 0.99), weight_decay=schedule.weight_decay, fused=True
+        )
     )
     average = {key: p.detach().clone() for key, p in _trainable(modules)}
     path, first = folder / f"{name}.ckpt", 0

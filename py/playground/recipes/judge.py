@@ -1,16 +1,22 @@
-"""The judge: segmentation of drawn scenes, with the blur, noise and tint that a generated picture may have."""
+"""The judge: segmentation of drawn scenes, with the blur, noise and tint that a generated picture may have; then the names of the objects
+by the silhouettes that the segmentation gives.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...training.loop import Schedule, fit
+from ...training.loop import Schedule, fit, generator_for
+from .. import world
 from ..dataset import draw_many, pictures, training_keys
-from ..judge import IGNORE, Judge, truth
+from ..judge import IGNORE, Judge, crops, look, silhouettes, truth
+from ..scene import Scene
 
 SCENES = 4000
 FIRST = 500_000  # scenes that the base model was not trained on
@@ -18,6 +24,10 @@ BATCH = 16
 SCHEDULE = Schedule(
     steps=2600, learning_rate=2e-3, warmup=50, final_rate=0.02, weight_decay=0.01, ema=0.99, checkpoint_every=200, seed=13
 )
+OUTLINES = Schedule(
+    steps=1200, learning_rate=2e-3, warmup=50, final_rate=0.02, weight_decay=0.01, ema=0.99, checkpoint_every=300, seed=16
+)
+OUTLINES_BATCH = 96
 
 
 def _worn(images: Tensor, rng: torch.Generator) -> Tensor:
@@ -29,7 +39,23 @@ def _worn(images: Tensor, rng: torch.Generator) -> Tensor:
     return (((1 - share) * images + share * soft) * tint + noise).clamp(0, 1)
 
 
-def train(judge: Judge, folder: Path, schedule: Schedule = SCHEDULE) -> None:
+@torch.no_grad()
+def _silhouettes(judge: Judge, scenes: Sequence[Scene], images: Tensor) -> tuple[Tensor, Tensor]:
+    """What the segmentation makes of the objects in worn pictures: crops [n, 4, OUTLINE, OUTLINE] and their class numbers [n]."""
+    found, names = [], []
+    for first in range(0, len(scenes), BATCH):
+        batch = _worn(images[first : first + BATCH].float().div(255), generator_for(OUTLINES.seed, first))
+        for scene, image, seen in zip(scenes[first:], batch, look(judge, batch)):
+            for mask in silhouettes(seen):
+                numbers = np.bincount(scene.instance_map[::2, ::2][mask], minlength=1)
+                owner = int(numbers.argmax())
+                if owner and numbers[owner] > 0.7 * mask.sum():
+                    found.append(crops(image, [mask]))
+                    names.append(world.OBJECTS.index(scene.instances[owner - 1].name))
+    return torch.cat(found), torch.tensor(names)
+
+
+def train(judge: Judge, folder: Path, schedule: Schedule = SCHEDULE, outlines: Schedule = OUTLINES) -> None:
     """Train the judge in place."""
     scenes = draw_many(training_keys(SCENES, FIRST))
     images = torch.from_numpy(pictures(scenes)).permute(0, 3, 1, 2)
@@ -43,4 +69,17 @@ def train(judge: Judge, folder: Path, schedule: Schedule = SCHEDULE) -> None:
         return sum(F.cross_entropy(logits[k].float(), targets[k][rows].long(), ignore_index=IGNORE) for k in logits)  # type: ignore[return-value]
 
     judge.to(memory_format=torch.channels_last)
+    judge.outlines.requires_grad_(False)
     fit("judge", {"judge": judge}, loss, schedule, folder)
+
+    judge.requires_grad_(False)
+    judge.outlines.requires_grad_(True)
+    drawn = [row for row, scene in enumerate(scenes) if scene.kind == "objects"]
+    cut, names = _silhouettes(judge, [scenes[row] for row in drawn], images[drawn])
+
+    def loss_of_outlines(_: int, rng: torch.Generator) -> Tensor:
+        rows = torch.randint(len(cut), (OUTLINES_BATCH,), generator=rng)
+        logits = judge.outlines(cut[rows] + 0.05 * torch.randn(cut[rows].shape, generator=rng))
+        return F.cross_entropy(logits.float(), names[rows])
+
+    fit("outlines", {"outlines": judge.outlines}, loss_of_outlines, outlines, folder)
