@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..evaluation.detection import Box, Detection, iou
 from . import world
 from .judge import Found, Judge, find_objects, look
+from .scenes import SIDE
 from .vocabulary import split_words
 
 
@@ -38,5 +40,6 @@ class PlaygroundJudge:
     def _things(self, picture: Tensor) -> list[Found]:
         """Looked at once for all phrases of a picture."""
         if self._last[0] is not picture:
-            self._last = picture, find_objects(look(self.network, picture[None])[0])
+            seen = F.interpolate(picture[None], (SIDE, SIDE), mode="bilinear", antialias=True)  # what it has learned on
+            self._last = picture, find_objects(self.network, seen[0], look(self.network, seen)[0])
         return self._last[1]
