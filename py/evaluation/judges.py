@@ -82,14 +82,18 @@ def from_folders(detector: str, answerer: str = "") -> DetectorJudge:
 def _pipeline(task: str, folder: str, what: str) -> Any:
     from transformers import pipeline  # seconds to import, and most users never judge
 
-    if not Path(folder).is_dir():
-        raise ValueError(
-            f"The {what}'s folder {folder!r} is not there. Download a {task} model from the Hugging Face hub into a folder."
-        )
+    _check_folder(folder, what, task)
     try:
         return pipeline(task, model=folder, local_files_only=True)
     except (OSError, ValueError, KeyError) as error:
         raise ValueError(f"The folder {folder!r} holds no {task} model: {str(error).splitlines()[0]}") from None
+
+
+def _check_folder(folder: str, what: str, task: str) -> None:
+    if not folder or not Path(folder).is_dir():
+        raise ValueError(
+            f"The {what}'s folder {folder!r} is not there. Download a {task} model from the Hugging Face hub into a folder."
+        )
 
 
 def clip_embedders(folder: str) -> tuple[Callable[[Sequence[Tensor]], Tensor], Callable[[Sequence[str]], Tensor]]:
@@ -97,10 +101,7 @@ def clip_embedders(folder: str) -> tuple[Callable[[Sequence[Tensor]], Tensor], C
     import torch
     from transformers import CLIPModel, CLIPProcessor
 
-    if not Path(folder).is_dir():
-        raise ValueError(
-            f"The CLIP model's folder {folder!r} is not there. Download one from the Hugging Face hub into a folder."
-        )
+    _check_folder(folder, "CLIP model", "CLIP")
     try:
         model: Any = CLIPModel.from_pretrained(folder, local_files_only=True)
         prepare: Any = CLIPProcessor.from_pretrained(folder, local_files_only=True)

@@ -117,11 +117,11 @@ def playground_embedders() -> Embedders:
 
     def of_pictures(pictures: Sequence[Tensor]) -> Tensor:
         batches = torch.stack(list(pictures)).movedim(1, -1).split(32)
-        return torch.cat([vision.encode_image(batch)["image_embeds"].float() for batch in batches])
+        return torch.cat([vision.encode_image(batch)["image_embeds"].detach().float() for batch in batches])
 
     def of_texts(texts: Sequence[str]) -> Tensor:
         clip.load_model()
-        return torch.cat([clip.cond_stage_model.encode_token_weights(clip.tokenize(text))[1] for text in texts]).float()
+        return torch.cat([clip.cond_stage_model.encode_token_weights(clip.tokenize(text))[1] for text in texts]).detach().float()
 
     return of_pictures, of_texts
 
