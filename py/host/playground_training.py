@@ -11,9 +11,11 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from ..ifadapter import checkpoint as ifadapter_checkpoint
+from ..ifadapter.model import IFAdapter
 from ..playground.judge import Judge
-from ..playground.recipes import autoencoder, base, image_encoder, judge
-from . import playground
+from ..playground.recipes import autoencoder, base, ifadapter, image_encoder, judge
+from . import ifadapter_text, ifadapter_training, playground
 
 log = logging.getLogger("exemplary")
 
@@ -91,12 +93,58 @@ def train_image_encoder(folder: Path) -> None:
     _ship("text_encoder", shipped, steps=base.SCHEDULE.steps)
 
 
+def _shipped(model: nn.Module, name: str) -> nn.Module:
+    """A network with its shipped weights, in float32 and frozen."""
+    state = {key: value.float() for key, value in playground.read_weights(name).items()}
+    model.load_state_dict(state, strict=name != "text_encoder")  # that file may hold the image encoder's projection too
+    return model.eval().requires_grad_(False)
+
+
+def _shipped_encoder() -> Any:
+    model = playground.new_autoencoder()
+    model.load_state_dict({key: value.float() for key, value in playground.read_weights("vae").items()}, strict=False)
+    return _encode_with(model.eval().requires_grad_(False))
+
+
+def train_ifadapter(folder: Path) -> None:
+    """The IFAdapter, on the shipped base."""
+    unet, text = _shipped(playground.new_unet(), "unet"), _shipped(playground.new_text_model(), "text_encoder")
+    clip = playground.load_clip()
+    config = ifadapter_training.playground_config(unet)
+    torch.manual_seed(INITIAL_SEED)
+    network = IFAdapter(config)
+
+    def phrase_features(phrases):
+        found = ifadapter_text.encode(clip, phrases, config, "Playground training")
+        return found.hidden, found.eot, found.counts
+
+    ifadapter.train(
+        network,
+        _shipped_encoder(),
+        lambda tokens: playground.text_features(text, tokens),
+        phrase_features,
+        lambda x, t, context, prepared: ifadapter_training.predicted(unet, config, x, t, context, prepared),
+        folder,
+    )
+    target = playground.IFADAPTER
+    target.parent.mkdir(parents=True, exist_ok=True)
+    ifadapter_checkpoint.save(target, config, {key: value.half() for key, value in network.state_dict().items()})
+    target.chmod(0o644)
+    log.info("%s: %.1f MB", target.name, target.stat().st_size / 1e6)
+
+
 def main(arguments: list[str]) -> int:
     """`dev.py playground train [STAGE ...]`: train these stages, all by default, in order.
 
     Checkpoints in `output/playground` resume; a finished stage only writes its file again.
     """
-    runs = {"autoencoder": train_autoencoder, "base": train_base, "judge": train_judge, "image_encoder": train_image_encoder}
+    runs = {
+        "autoencoder": train_autoencoder,
+        "base": train_base,
+        "judge": train_judge,
+        "image_encoder": train_image_encoder,
+        "ifadapter": train_ifadapter,
+    }
     unknown = [name for name in arguments if name not in runs]
     if unknown:
         log.error("There is no stage %r. The stages are: %s.", unknown[0], ", ".join(runs))
