@@ -12,8 +12,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..playground.judge import Judge
-from ..playground.recipes import autoencoder, base, image_encoder, judge
-from . import playground
+from ..playground.recipes import autoencoder, base, image_encoder, judge, subject
+from ..snf import checkpoint as snf_checkpoint
+from . import playground, snf_training
 
 log = logging.getLogger("exemplary")
 
@@ -23,8 +24,8 @@ CHECKPOINTS = playground.ASSETS.parents[1] / "output" / "playground"
 
 def _ship(name: str, state: dict[str, Tensor], **facts: object) -> None:
     """Write one file in float16 beside the others, with what it is in its metadata."""
-    playground.ASSETS.mkdir(parents=True, exist_ok=True)
     path = playground.ASSETS / f"{name}.safetensors"
+    path.parent.mkdir(parents=True, exist_ok=True)
     save_file(
         {key: value.detach().half().contiguous() for key, value in state.items()}, path, {k: str(v) for k, v in facts.items()}
     )
@@ -45,6 +46,12 @@ def _trained_autoencoder(folder: Path) -> nn.Module:
     model = playground.new_autoencoder()
     autoencoder.train(model, folder)
     return model
+
+
+def _shipped_autoencoder() -> nn.Module:
+    model = playground.new_autoencoder()
+    model.load_state_dict({key: value.float() for key, value in playground.read_weights("vae").items()}, strict=False)
+    return model.eval().requires_grad_(False)
 
 
 def train_autoencoder(folder: Path) -> None:
@@ -87,12 +94,32 @@ def train_image_encoder(folder: Path) -> None:
     _ship("text_encoder", shipped, steps=base.SCHEDULE.steps)
 
 
+def train_subject(folder: Path) -> None:
+    """The subject model of noise fusion, on the shipped base: only what was trained is in the file."""
+    torch.manual_seed(INITIAL_SEED)
+    nets = snf_training.playground_networks(_encode_with(_shipped_autoencoder()))
+    subject.train(nets, folder)
+    layers = image_encoder.CONFIG["num_hidden_layers"]
+    state = snf_checkpoint.changes_file(
+        {key: value for key, value in nets.unet.state_dict().items() if subject.trained(key)},
+        {key: value for key, value in nets.tower.state_dict().items() if subject.trained_in_tower(key, layers)},
+        nets.postfuse.state_dict(),
+    )
+    _ship("face_diffuser/playground_subject", state, base="playground", steps=subject.SCHEDULE.steps)
+
+
 def main(arguments: list[str]) -> int:
     """`dev.py playground train [STAGE ...]`: train these stages, all by default, in order.
 
     Checkpoints in `output/playground` resume; a finished stage only writes its file again.
     """
-    runs = {"autoencoder": train_autoencoder, "base": train_base, "judge": train_judge, "image_encoder": train_image_encoder}
+    runs = {
+        "autoencoder": train_autoencoder,
+        "base": train_base,
+        "judge": train_judge,
+        "image_encoder": train_image_encoder,
+        "subject": train_subject,
+    }
     unknown = [name for name in arguments if name not in runs]
     if unknown:
         log.error("There is no stage %r. The stages are: %s.", unknown[0], ", ".join(runs))

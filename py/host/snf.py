@@ -195,9 +195,7 @@ class FusionGuider(comfy.samplers.CFGGuider):
         def inside(loaded: list) -> None:
             self._serve(self.model_patcher, loaded)
             result.append(
-                super(FusionGuider, self).sample(
-                    noise, latent_image, sampler, sigmas, denoise_mask, callback, disable_pbar, seed
-                )
+                super(FusionGuider, self).sample(noise, latent_image, sampler, sigmas, denoise_mask, callback, disable_pbar, seed)
             )
 
         try:
@@ -250,7 +248,9 @@ class FusionGuider(comfy.samplers.CFGGuider):
                     continue
                 hooked = has_hooks(side.original_conds) or has_hooks(other.original_conds)
                 if hooked or not same_weights(side.model_patcher, other.model_patcher):
-                    log.info("%s: scene and subject are one checkpoint with different LoRAs; the subject gets a copy of it.", NODE)
+                    log.info(
+                        "%s: scene and subject are one checkpoint with different LoRAs; the subject gets a copy of it.", NODE
+                    )
                     side.model_patcher = with_own_weights(side.model_patcher)
                     side.model_options = side.model_patcher.model_options
 

@@ -31,10 +31,14 @@ def subject(model, **more):
 
 
 def fused(scene, *subjects, cfg=5.0, **more):
-    return FusionGuider(scene, tiny.conditioning(scene, "a street"), tiny.conditioning(scene, tiny.NEGATIVE), cfg, subjects, **more)
+    return FusionGuider(
+        scene, tiny.conditioning(scene, "a street"), tiny.conditioning(scene, tiny.NEGATIVE), cfg, subjects, **more
+    )
 
 
-def run(guider, *, steps=10, sampler="euler", scheduler="normal", size=(16, 16), batch=1, seed=0, denoise=1.0, latent=None, **more):
+def run(
+    guider, *, steps=10, sampler="euler", scheduler="normal", size=(16, 16), batch=1, seed=0, denoise=1.0, latent=None, **more
+):
     """SamplerCustomAdvanced's call."""
     k = comfy.samplers.KSampler(guider.model_patcher, steps, torch.device("cpu"), sampler, scheduler, denoise)
     latent = torch.zeros(batch, 4, *size) if latent is None else latent

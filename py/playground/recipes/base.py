@@ -58,15 +58,24 @@ def latents_and_tokens(encode: Encode, folder: Path) -> tuple[Tensor, Tensor]:
     return torch.cat(latents), torch.cat(tokens)
 
 
-def diffusion_loss(predict: Callable[[Tensor, Tensor], Tensor], latent: Tensor, rng: torch.Generator, alphas: Tensor) -> Tensor:
-    """The weighted epsilon loss of one batch of unit latents [b, 4, h, w]; `predict` takes the noisy latents and the timesteps [b]."""
+def diffusion_loss(
+    predict: Callable[[Tensor, Tensor], Tensor],
+    latent: Tensor,
+    rng: torch.Generator,
+    alphas: Tensor,
+    region: Tensor | float = 1.0,
+) -> Tensor:
+    """The weighted epsilon loss of one batch of unit latents [b, 4, h, w]; `predict` takes the noisy latents and the timesteps [b].
+
+    `region` [b, 1, h, w] says where an error counts, 0..1; the mean is over all cells all the same.
+    """
     u = torch.rand(len(latent), generator=rng)
     t = ((1 - u**NOISE_BIAS) * len(alphas)).long().clamp(max=len(alphas) - 1)
     noise = torch.randn(latent.shape, generator=rng)
     a = alphas[t].view(-1, 1, 1, 1)
     eps = predict(a.sqrt() * latent + (1 - a).sqrt() * noise, t).float()
     snr = a / (1 - a)
-    return (snr.clamp(max=MIN_SNR) / snr * (eps - noise).square()).mean()
+    return (snr.clamp(max=MIN_SNR) / snr * ((eps - noise) * region).square()).mean()
 
 
 def train(
