@@ -18,7 +18,7 @@ import torch
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
-from ..snf.fusion import PUBLISHED, Prediction, Settings, fuse, log_saliency, mask_on_grid, model_shares
+from ..snf.fusion import PUBLISHED, Prediction, Settings, fuse, log_saliency, model_shares
 from ..snf.schedule import SigmaStages, Stage, Stages
 from . import grids
 from .snf_models import check_pair, distinct, has_hooks, running, same_weights, with_own_weights
@@ -26,6 +26,7 @@ from .snf_preview import Record, overlaid
 
 NODE = "SNF Guider"
 KEY = "exemplary_snf"
+PUBLISHED_STAGES = Stages()
 NO_SAY = -1e4  # log P of a scene that only fills what is forbidden to the subjects; finite, since infinities subtract to NaN
 
 log = logging.getLogger("exemplary")
@@ -54,7 +55,7 @@ class Subject:
     positive: list
     text: list
     cfg: float = 5.0
-    stages: Stages = Stages()
+    stages: Stages = PUBLISHED_STAGES
     negative: list | None = None
     text_guidance: float = 1.0
     force: Tensor | None = None
@@ -156,7 +157,7 @@ class FusionGuider(comfy.samplers.CFGGuider):
         overlay: bool = False,
     ):
         super().__init__(model.clone())
-        self.scene = (model, positive, negative, cfg)
+        self.scene = (model, positive, negative, cfg)  # as given, for a guider that adds a subject
         self.set_conds(positive, negative)
         self.set_cfg(cfg)
         self.subjects = tuple(subjects)
@@ -167,10 +168,6 @@ class FusionGuider(comfy.samplers.CFGGuider):
                 raise ValueError(f"{NODE}: text_guidance is {subject.text_guidance}; connect subject_negative, or set it to 1.")
         self.sides = [SubjectGuider(subject) for subject in self.subjects]
         self.record = Record()
-
-    def with_subject(self, subject: Subject, settings: Settings, overlay: bool) -> FusionGuider:
-        """The same scene and subjects, and one more."""
-        return FusionGuider(*self.scene, (*self.subjects, subject), settings, overlay)
 
     # One run
 
@@ -348,3 +345,31 @@ class FusionGuider(comfy.samplers.CFGGuider):
                 }
             )  # fmt: skip
         return result
+
+
+def guider_of(
+    subject: Subject,
+    settings: Settings,
+    overlay: bool,
+    model: Any = None,
+    positive: list | None = None,
+    negative: list | None = None,
+    cfg: float = 5.0,
+    guider: Any = None,
+) -> FusionGuider:
+    """A guider for a scene and a subject, or `guider` with one subject more. Raises ValueError if neither or both are given."""
+    given = {"model": model, "positive": positive, "negative": negative}
+    missing = [name for name, value in given.items() if value is None]
+    if guider is None:
+        if missing:
+            raise ValueError(
+                f"{NODE}: {', '.join(missing)} is not connected. Connect model, positive and negative of the scene, or another SNF Guider."
+            )
+        return FusionGuider(model, positive or [], negative or [], cfg, [subject], settings, overlay)
+    if len(missing) < len(given):
+        raise ValueError(f"{NODE}: the scene comes twice, from guider and from {', '.join(n for n in given if n not in missing)}. Disconnect one of them.")  # fmt: skip
+    if not isinstance(guider, FusionGuider):
+        raise ValueError(
+            f"{NODE}: the guider input is {type(guider).__name__}. Only another SNF Guider has a scene to add a subject to."
+        )
+    return FusionGuider(*guider.scene, (*guider.subjects, subject), settings, overlay)

@@ -65,7 +65,7 @@ def colours_of(shares: Tensor) -> Tensor:
 def map_pictures(record: Record, image: Tensor | None = None, picture: int = 0) -> Tensor:
     """IMAGE [n, h, w, 3]: one map an evaluation of one picture of the batch, over `image` [b, h, w, c] if there is one, else eight pixels a cell."""
     maps = torch.cat([colours_of(record.shares(number)[:, picture : picture + 1]) for number in range(len(record.evaluations))])
-    b, h, w = record.shape
+    _, h, w = record.shape
     size = (8 * h, 8 * w) if image is None else tuple(image.shape[1:3])
     large = rearrange(F.interpolate(rearrange(maps, "n h w c -> n c h w"), size=size), "n c h w -> n h w c")
     if image is None:
@@ -110,6 +110,29 @@ def plot(record: Record, width: int = 512, height: int = 192) -> Tensor:
         draw.text((x + 14, 5), name, fill=INK, font=font)
         x += 28 + int(draw.textlength(name, font=font))
     return torch.from_numpy(np.asarray(paper).copy()).float()[None] / 255
+
+
+def draw_record(
+    record: Record | None, latent: Tensor, picture: int, image: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Maps, strip and plot of the last run of a guider. Raises ValueError if there is none, or none of this latent."""
+    if record is None:
+        raise ValueError(
+            "Saliency Preview: this guider keeps no maps. Connect an SNF Guider, or the guider output of an SNF Sampler."
+        )
+    if not record.evaluations:
+        raise ValueError("Saliency Preview: the guider has not sampled yet. Connect the result of its sampler to latent.")
+    if tuple(latent.shape[-2:]) != record.shape[1:]:
+        raise ValueError(
+            f"Saliency Preview: the latent is {latent.shape[-2]} x {latent.shape[-1]} cells, but the guider's last run was "
+            f"{record.shape[1]} x {record.shape[2]}. Connect the result of that run."
+        )
+    if not 1 <= picture <= record.shape[0]:
+        raise ValueError(
+            f"Saliency Preview: picture is {picture}, but the batch has {record.shape[0]}. Choose 1 to {record.shape[0]}."
+        )
+    maps = map_pictures(record, image, picture - 1)
+    return maps, strip(maps), plot(record)
 
 
 def overlaid(callback: Callable | None, patcher: Any, record: Callable[[], Record]) -> Callable | None:

@@ -8,8 +8,6 @@ import pytest
 import tiny
 import torch
 from pack.py.host.snf import FusionGuider, Subject
-from pack.py.snf.fusion import Settings
-from pack.py.snf.schedule import Stages
 
 
 @pytest.fixture(scope="module")
