@@ -8,6 +8,7 @@ evaluation asks the models that the stage needs.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -124,10 +125,12 @@ def predict(guider: Any, x: Tensor, timestep: Tensor, options: dict, seed: int |
         both: evaluate the second branch at cfg 1 too; without it the response would be zero, whose map is flat and wins nearly everywhere.
     """
     caught: list[Tensor] = []
+    # The host would have skipped the second branch: it is for the maps only, and guidance goes on with the zeros that it has then.
+    only_for_maps = both and math.isclose(guider.cfg, 1.0) and not options.get("disable_cfg1_optimization", False)
 
     def catch(args: dict) -> list[Tensor]:
-        caught[:] = args["conds_out"][:2]
-        return args["conds_out"]
+        caught[:] = out = args["conds_out"][:2]
+        return [out[0], torch.zeros_like(out[1])] if only_for_maps else args["conds_out"]
 
     options = {**options, "sampler_pre_cfg_function": [*options.get("sampler_pre_cfg_function", ()), catch]}
     if both:
@@ -339,11 +342,18 @@ class FusionGuider(comfy.samplers.CFGGuider):
         for function in added:
             result = function(
                 {
-                    "denoised": result, "cond": self.conds["positive"], "uncond": self.conds["negative"], "cond_scale": self.cfg,
-                    "model": self.inner_model, "uncond_denoised": out.base, "cond_denoised": out.full, "sigma": timestep,
-                    "model_options": options, "input": x,
+                    "denoised": result,
+                    "cond": self.conds["positive"],
+                    "uncond": self.conds["negative"],
+                    "cond_scale": self.cfg,
+                    "model": self.inner_model,
+                    "uncond_denoised": out.base,
+                    "cond_denoised": out.full,
+                    "sigma": timestep,
+                    "model_options": options,
+                    "input": x,
                 }
-            )  # fmt: skip
+            )
         return result
 
 
@@ -363,11 +373,15 @@ def guider_of(
     if guider is None:
         if missing:
             raise ValueError(
-                f"{NODE}: {', '.join(missing)} is not connected. Connect model, positive and negative of the scene, or another SNF Guider."
+                f"{NODE}: {', '.join(missing)} is not connected. Connect model, positive and negative of the scene, or "
+                "another SNF Guider."
             )
         return FusionGuider(model, positive or [], negative or [], cfg, [subject], settings, overlay)
     if len(missing) < len(given):
-        raise ValueError(f"{NODE}: the scene comes twice, from guider and from {', '.join(n for n in given if n not in missing)}. Disconnect one of them.")  # fmt: skip
+        raise ValueError(
+            f"{NODE}: the scene comes twice, from guider and from {', '.join(n for n in given if n not in missing)}. "
+            "Disconnect one of them."
+        )
     if not isinstance(guider, FusionGuider):
         raise ValueError(
             f"{NODE}: the guider input is {type(guider).__name__}. Only another SNF Guider has a scene to add a subject to."

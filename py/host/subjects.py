@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import comfy.clip_vision
@@ -47,7 +48,8 @@ def load(file: str) -> tuple[Any, Any, SubjectFuser]:
         weights = comfy.utils.load_torch_file(path, safe_load=True)
     except Exception as error:
         raise ValueError(
-            f"{name} cannot be read as weights ({type(error).__name__}). It may be an incomplete download; get it again from {LINK}."
+            f"{name} cannot be read as weights ({type(error).__name__}). It may be an incomplete download; get it again "
+            f"from {LINK}."
         ) from error
     if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
         raise ValueError(f"{name} holds something else than weights. Load a Face-diffuser SDM file or a FastComposer file.")
@@ -93,9 +95,12 @@ def encode(
     text, before = split_prompt(prompt)
     groups = grouped(images, len(before))
     places = [_place(clip, words, number) for number, words in enumerate(before, 1)]
-    for number, (first, second) in enumerate(zip(places, places[1:]), 1):
+    for number, (first, second) in enumerate(pairwise(places), 1):
         if first == second:
-            raise ValueError(f"{ENCODE_NODE}: markers {number} and {number + 1} follow each other without a word between them. Give each person a word: 'a man {MARKER} and a woman {MARKER}'.")  # fmt: skip
+            raise ValueError(
+                f"{ENCODE_NODE}: markers {number} and {number + 1} follow each other without a word between them. Give "
+                f"each person a word: 'a man {MARKER} and a woman {MARKER}'."
+            )
     if getattr(clip, "layer_idx", None) not in (None, -1):
         notices.tell(
             f"{ENCODE_NODE}: subject models were trained on the last layer of CLIP; this CLIP stops earlier (CLIP skip)."
@@ -119,14 +124,16 @@ def split_prompt(prompt: str) -> tuple[str, list[str]]:
     parts = prompt.split(MARKER)
     if len(parts) == 1:
         raise ValueError(
-            f"{ENCODE_NODE}: the prompt has no marker. Write {MARKER} behind the word that names the person: 'a man {MARKER} in a park'."
+            f"{ENCODE_NODE}: the prompt has no marker. Write {MARKER} behind the word that names the person: 'a man "
+            f"{MARKER} in a park'."
         )
     before = []
     for number in range(1, len(parts)):
         words = " ".join(" ".join(parts[:number]).split())
         if not words:
             raise ValueError(
-                f"{ENCODE_NODE}: the prompt begins with a marker. It belongs behind the word of the person: 'a man {MARKER} in a park'."
+                f"{ENCODE_NODE}: the prompt begins with a marker. It belongs behind the word of the person: 'a man "
+                f"{MARKER} in a park'."
             )
         before.append(words)
     return " ".join(" ".join(parts).split()), before
@@ -149,7 +156,8 @@ def grouped(images: Sequence[Tensor], markers: int) -> list[list[Tensor]]:
         )
     raise ValueError(
         f"{ENCODE_NODE}: there are {len(singles)} pictures but only {markers} markers in the prompt. "
-        f"Write {MARKER} behind the word of each person, or remove pictures. Several pictures of one person must be one batch of a list."
+        f"Write {MARKER} behind the word of each person, or remove pictures. Several pictures of one person must be one "
+        "batch of a list."
     )
 
 
@@ -182,7 +190,10 @@ def _outlined(pictures: list[Tensor], masks: Sequence[Tensor], fill: str) -> lis
     if not flat:
         return [_colours(picture) for picture in pictures]
     if len(flat) not in (1, len(pictures)):
-        raise ValueError(f"{ENCODE_NODE}: there are {len(flat)} masks for {len(pictures)} pictures. Give one a picture, in the same order, or one for all.")  # fmt: skip
+        raise ValueError(
+            f"{ENCODE_NODE}: there are {len(flat)} masks for {len(pictures)} pictures. Give one a picture, in the same "
+            "order, or one for all."
+        )
     return [outline(_colours(picture), flat[number % len(flat)], fill, number + 1) for number, picture in enumerate(pictures)]
 
 
