@@ -58,6 +58,35 @@ def reference_of(who: Identity, rng: np.random.Generator, side: int = SIDE, nois
     return np.where(scene.instance_map[..., None] > 0, scene.image, around)
 
 
+@dataclass
+class Pairing:
+    """Persons and the place where they are wanted, never drawn together; `references` as in `Example`."""
+
+    people: list[Identity]
+    place: str
+    references: list[np.ndarray]
+
+    @property
+    def prompt(self) -> str:
+        """With markers."""
+        return prompt_of(len(self.people), self.place)
+
+    @property
+    def text(self) -> str:
+        """Without."""
+        return self.prompt.replace(f" {MARKER}", "")
+
+
+def held_out_pairings(count: int, people: int = 1) -> list[Pairing]:
+    """Persons and places that no training has put together; the places in turn."""
+    found = []
+    for number in range(count):
+        rng = np.random.default_rng([78, people, number])
+        who = [random_identity(rng) for _ in range(people)]
+        found.append(Pairing(who, PLACES[number % len(PLACES)], [reference_of(person, rng) for person in who]))
+    return found
+
+
 def draw_example(number: int, side: int = SIDE) -> Example:
     """Training example `number`, always the same one."""
     rng = np.random.default_rng([77, number])
