@@ -160,11 +160,15 @@ def _playground_evaluate(options: argparse.Namespace) -> int:
 def _train(options: argparse.Namespace) -> int:
     from . import testing
 
-    trainers = sorted(path.parent.name for path in (ROOT / "py").glob("*/training.py"))
+    ending = "_training.py"
+    rooms = (path.name.removesuffix(ending) for path in (ROOT / "py" / "host").glob(f"*{ending}"))
+    trainers = sorted(name for name in rooms if (ROOT / "py" / name / "training.py").is_file())
     if options.technique not in trainers:
         known = f"These techniques have one: {', '.join(trainers)}." if trainers else "No technique has one yet."
         raise Trouble(f"There is no trainer for {options.technique!r} in this version of the pack. {known}")
-    return testing.inside(*_ready(options), f"py.{options.technique}.training", ["--config", str(Path(options.config).resolve())])
+    return testing.inside(
+        *_ready(options), f"py.host.{options.technique}_training", ["--config", str(Path(options.config).resolve())]
+    )
 
 
 def _convert(options: argparse.Namespace) -> int:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..playground.judge import Judge
 from ..playground.recipes import autoencoder, base, image_encoder, judge, subject
 from ..snf import checkpoint as snf_checkpoint
-from . import playground, snf_training
+from . import playground, subject_training
 
 log = logging.getLogger("exemplary")
 
@@ -97,7 +97,7 @@ def train_image_encoder(folder: Path) -> None:
 def train_subject(folder: Path) -> None:
     """The subject model of noise fusion, on the shipped base: only what was trained is in the file."""
     torch.manual_seed(INITIAL_SEED)
-    nets = snf_training.playground_networks(_encode_with(_shipped_autoencoder()))
+    nets = subject_training.playground_networks(_encode_with(_shipped_autoencoder()))
     subject.train(nets, folder)
     layers = image_encoder.CONFIG["num_hidden_layers"]
     state = snf_checkpoint.changes_file(

@@ -164,7 +164,8 @@ def test_the_three_terms_are_what_the_formula_says(sd15):
     for condition in (person, text, null):
         plain(sd15, condition, condition, 1.0, steps=1, callback=lambda step, x0, x, total: alone.append(x0))
     expected = alone[2] + 2.5 * (alone[1] - alone[2]) + 4.0 * (alone[0] - alone[1])
-    torch.testing.assert_close(first[0], expected, rtol=1e-4, atol=1e-4)
+    # One row alone is rounded otherwise than one of three, and the noise level, 15, and the factors multiply that.
+    torch.testing.assert_close(first[0], expected, rtol=1e-3, atol=2e-3)
 
 
 # What happens at each place

@@ -6,7 +6,7 @@ import folder_paths
 import pytest
 import torch
 from pack.nodes import snf as nodes
-from pack.py.host import folders, playground, snf_training, subjects
+from pack.py.host import folders, playground, subject_training, subjects
 from pack.py.playground import vocabulary
 from pack.py.playground.recipes import image_encoder, subject
 from pack.py.playground.subjects import MARKER, draw_example, held_out_pairings
@@ -165,7 +165,7 @@ def test_examples_know_their_persons():
 def test_one_training_step_changes_what_is_to_be_trained_and_nothing_else(tmp_path):
     torch.manual_seed(0)
     model = playground.new_autoencoder()
-    nets = snf_training.playground_networks(lambda images: model.taesd_encoder(images))
+    nets = subject_training.playground_networks(lambda images: model.taesd_encoder(images))
     before = {name: p.detach().clone() for net in (nets.unet, nets.tower) for name, p in net.named_parameters()}
     schedule = subject.Schedule(steps=1, learning_rate=1e-2, warmup=1, ema=0.0, mixed_precision="no")
     subject.train(nets, tmp_path, schedule, examples=6)
