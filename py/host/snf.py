@@ -188,7 +188,7 @@ class FusionGuider(comfy.samplers.CFGGuider):
         if self.overlay:
             callback = overlaid(callback, self.model_patcher, lambda: self.record)
         # A subject whose time does not come is not even loaded.
-        last = float(sigmas.flatten()[-1])
+        last = float(sigmas.min())  # schedules may run backwards
         needed = [number for number, stages in enumerate(self._stages, 1) if stages.at(last) is not Stage.SCENE]
         result: list[Any] = []
 
