@@ -111,19 +111,19 @@ def changes(weights: Mapping[str, Tensor], base: SubjectParts | None, name: str 
 
     Raises ValueError if the file is not of this base.
     """
-    groups = [
+    unet, image_encoder, postfuse = (
         {key[len(prefix) :]: value for key, value in weights.items() if key.startswith(prefix)}
         for prefix in (CHANGED_UNET, CHANGED_IMAGE_ENCODER, POSTFUSE)
-    ]
-    width = _checked_postfuse(groups[2], name)
-    for changed, whole in [] if base is None else [(groups[0], base.unet), (groups[1], base.image_encoder)]:
+    )
+    width = _checked_postfuse(postfuse, name)
+    for changed, whole in [] if base is None else [(unet, base.unet), (image_encoder, base.image_encoder)]:
         for key, value in changed.items():
             if key not in whole or whole[key].shape != value.shape:
                 found = list(whole[key].shape) if key in whole else "missing"
                 raise ValueError(
                     f"{name} is a small subject model of another base: {key} is {list(value.shape)}, in the base {found}."
                 )
-    return SubjectParts(*groups, width)
+    return SubjectParts(unet, image_encoder, postfuse, width)
 
 
 def _unwrapped(weights: dict[str, Tensor]) -> dict[str, Tensor]:
