@@ -81,9 +81,9 @@ class SubjectGuider(comfy.samplers.CFGGuider):
         super().__init__(subject.model.clone())
         self.subject = subject
         self.set_cfg(subject.cfg)
-        conditions = {"positive": subject.positive, "negative": subject.text}
+        conditions: dict[str, list] = {"positive": subject.positive, "negative": subject.text}
         if subject.text_guidance != 1.0:
-            conditions["null"] = subject.negative
+            conditions["null"] = subject.negative or []
             self.model_patcher.add_wrapper_with_key(WrappersMP.APPLY_MODEL, KEY, _two_kinds)
         self.inner_set_conds(conditions)
 
@@ -287,7 +287,7 @@ class FusionGuider(comfy.samplers.CFGGuider):
                 shares = self._shares(found, timestep, alone)
             kept = shares[numbers]
             out = Branches(*(fuse([getattr(found[n], part) for n in numbers], kept) for part in Branches._fields))
-        self.record.add(sigma, shares if both else numbers[0], x.shape)
+        self.record.add(sigma, shares if both and shares is not None else numbers[0], x.shape)
         return self._after(added, out, x, timestep, model_options)
 
     def _forbids(self, number: int) -> bool:
@@ -317,7 +317,7 @@ class FusionGuider(comfy.samplers.CFGGuider):
             maps[0] = NO_SAY
         return model_shares(maps, self.settings, **self._regions([n for n in found if n]))
 
-    def _regions(self, numbers: list[int]) -> dict[str, dict[int, Tensor]]:
+    def _regions(self, numbers: list[int]) -> dict[str, Any]:
         subjects = {number: self.subjects[number - 1] for number in numbers}
         return {
             "force": {n: s.force for n, s in subjects.items() if s.force is not None},

@@ -15,7 +15,8 @@ from .scene import Scene
 from .scenes import SIDE, draw_scene
 
 log = logging.getLogger("exemplary")
-Key, Drawn = TypeVar("Key"), TypeVar("Drawn")
+Key = TypeVar("Key")
+Drawn = TypeVar("Drawn")
 
 #: One round of kinds: half of the scenes are objects, since exactly these are judged word by word.
 MIX = ("objects", "street", "objects", "portrait", "objects", "people")
