@@ -71,8 +71,11 @@ def with_own_weights(patcher: Any) -> Any:
         return patcher.clone(force_deepcopy=True)  # such models are views of a file, which the host opens a second time
     patcher.detach()  # what may be merged into the shared weights now must not be copied
     separate = patcher.clone()
-    separate.model = copy.deepcopy(patcher.model)
-    separate.backup, separate.object_patches_backup, separate.hook_backup = {}, {}, {}
+    config = getattr(patcher.model, "model_config", None)
+    # The host's config answers every question, copying's too, with None; it is never changed, so both models may have it.
+    separate.model = copy.deepcopy(patcher.model, {id(config): config})
+    for kept in ("backup", "backup_buffers", "object_patches_backup", "hook_backup"):
+        setattr(separate, kept, {})
     separate.pinned = set()
     separate.parent = None
     return separate
