@@ -9,9 +9,7 @@ whole map for masks, remaps and pictures. Processor time, so that other programs
 from __future__ import annotations
 
 import io
-import statistics
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -23,6 +21,7 @@ if "pack" not in sys.modules:
     sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
     import conftest  # noqa: F401  puts the pack under its name
 
+from pack.benchmarks.measure import at_most, milliseconds, one_thread, ratio, show
 from pack.py.semantic.masks import map_from_masks, mask_of_classes
 from pack.py.semantic.palettes import VOID, named_palette
 from pack.py.semantic.preview import coverage_text, legend_picture
@@ -36,13 +35,9 @@ MOST_MS = 1000.0
 
 
 def figures(quick: bool) -> Iterator[dict]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with one_thread():
         for name in ("Cityscapes / BDD100K", "ADE20K"):
             yield from _figures(name, 1 if quick else 5)
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _figures(name: str, repeats: int) -> Iterator[dict]:
@@ -66,11 +61,10 @@ def _figures(name: str, repeats: int) -> Iterator[dict]:
         ("legend and coverage", lambda: (legend_picture(semantic_map), coverage_text(semantic_map)), None),
     ]
     for what, ours, naive in operations:
-        cost = _milliseconds(ours, repeats)
-        yield {"name": f"{name}: {what}", "value": cost, "unit": "ms", "target": f"<= {MOST_MS:.0f}", "ok": cost <= MOST_MS}
+        cost = milliseconds(ours, repeats)
+        yield at_most(f"{name}: {what}", cost, "ms", MOST_MS)
         if naive is not None:
-            ratio = _milliseconds(naive, 1) / cost
-            yield {"name": f"{name}: {what}, naive form / ours", "value": ratio, "unit": "x", "target": ">= 1", "ok": ratio >= 1}
+            yield ratio(f"{name}: {what}, naive form / ours", milliseconds(naive, 1) / cost)
 
 
 def _blocks(palette, seed: int) -> SemanticMap:
@@ -112,19 +106,5 @@ def _naive_picture(semantic_map: SemanticMap) -> torch.Tensor:
     return picture
 
 
-def _milliseconds(run: Callable, repeats: int) -> float:
-    if repeats > 1:
-        run()  # first calls build tables
-    costs = []
-    for _ in range(repeats):
-        start = time.process_time()
-        run()
-        costs.append(1000 * (time.process_time() - start))
-    return statistics.median(costs)
-
-
 if __name__ == "__main__":
-    for figure in figures("--quick" in sys.argv[1:]):
-        print(
-            f"{figure['name']:64} {figure['value']:8.1f} {figure['unit']:2}  {figure['target']}{'' if figure['ok'] else '  MISSED'}"
-        )
+    show(figures("--quick" in sys.argv[1:]))

@@ -8,10 +8,8 @@ two softmaxes over space, a stack, an argmax, a gather. Processor time, so that 
 
 from __future__ import annotations
 
-import statistics
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -21,6 +19,7 @@ if "pack" not in sys.modules:
     sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
     import conftest  # noqa: F401  puts the pack under its name
 
+from pack.benchmarks.measure import at_most, milliseconds, one_thread, ratio, show
 from pack.py.snf.fusion import Prediction, Settings, blend, saliency_mask
 
 KIND = "speed"
@@ -29,13 +28,8 @@ MOST_MS = 5.0
 
 
 def figures(quick: bool) -> Iterator[dict]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with torch.no_grad():
-            yield from _figures(5 if quick else 50)
-    finally:
-        torch.set_num_threads(threads)
+    with one_thread(), torch.no_grad():
+        yield from _figures(5 if quick else 50)
 
 
 def _figures(repeats: int) -> Iterator[dict]:
@@ -44,27 +38,22 @@ def _figures(repeats: int) -> Iterator[dict]:
     response_t, response_s = (5.0 * (p.full - p.base) for p in pair)
     size = f"{CELLS} x {CELLS} cells"
 
-    mask = _milliseconds(lambda: saliency_mask(response_t, response_s), repeats)
-    yield _at_most(f"noise fusion mask, {size}", mask)
-    ratio = _milliseconds(lambda: _textbook_mask(response_t, response_s), repeats) / mask
-    yield {"name": "noise fusion mask, textbook form / ours", "value": ratio, "unit": "x", "target": ">= 1", "ok": ratio >= 1}
-
-    step = _milliseconds(lambda: blend(pair, sigma=3.0), repeats)
-    yield _at_most(f"noise fusion, everything of a step, {size}", step)
-    ratio = _milliseconds(lambda: _textbook_step(*branches), repeats) / step
-    yield {"name": "noise fusion, textbook step / ours", "value": ratio, "unit": "x", "target": ">= 1", "ok": ratio >= 1}
+    mask = milliseconds(lambda: saliency_mask(response_t, response_s), repeats)
+    yield at_most(f"noise fusion mask, {size}", mask, "ms", MOST_MS)
+    yield ratio(
+        "noise fusion mask, textbook form / ours", milliseconds(lambda: _textbook_mask(response_t, response_s), repeats) / mask
+    )
+    step = milliseconds(lambda: blend(pair, sigma=3.0), repeats)
+    yield at_most(f"noise fusion, everything of a step, {size}", step, "ms", MOST_MS)
+    yield ratio("noise fusion, textbook step / ours", milliseconds(lambda: _textbook_step(*branches), repeats) / step)
 
     for what, settings in (
         ("soft", Settings(softness=0.5)),
         ("gaussian", Settings(smoothing="gaussian")),
         ("per channel", Settings(per_channel=True)),
     ):
-        cost = _milliseconds(lambda: saliency_mask(response_t, response_s, settings), repeats)
+        cost = milliseconds(lambda: saliency_mask(response_t, response_s, settings), repeats)
         yield {"name": f"noise fusion mask, {what}", "value": cost, "unit": "ms", "target": "-", "ok": True}
-
-
-def _at_most(name: str, cost: float) -> dict:
-    return {"name": name, "value": cost, "unit": "ms", "target": f"<= {MOST_MS:.0f}", "ok": cost <= MOST_MS}
 
 
 def _textbook_mask(response_t: torch.Tensor, response_s: torch.Tensor) -> torch.Tensor:
@@ -85,18 +74,5 @@ def _textbook_step(scene_null, scene_text, subject_text, subject_aug, guidance: 
     return torch.stack([scene_null + response_t, subject_text + response_s]).gather(0, mask[None])[0]
 
 
-def _milliseconds(run: Callable, repeats: int) -> float:
-    run()
-    costs = []
-    for _ in range(repeats):
-        start = time.process_time()
-        run()
-        costs.append(1000 * (time.process_time() - start))
-    return statistics.median(costs)
-
-
 if __name__ == "__main__":
-    for figure in figures("--quick" in sys.argv[1:]):
-        print(
-            f"{figure['name']:56} {figure['value']:8.2f} {figure['unit']:2}  {figure['target']}{'' if figure['ok'] else '  MISSED'}"
-        )
+    show(figures("--quick" in sys.argv[1:]))

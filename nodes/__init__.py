@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from . import evaluation, ifadapter, playground, retrieval, semantic_map
+from . import evaluation, ifadapter, playground, retrieval, semantic_map, snf
 
 
 def node_classes() -> list:
     """Every node of the pack, in the order of the menu."""
-    return [node for module in (semantic_map, retrieval, ifadapter, playground, evaluation) for node in module.NODES]
+    modules = (semantic_map, retrieval, ifadapter, snf, playground, evaluation)
+    return [node for module in modules for node in module.NODES]

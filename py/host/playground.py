@@ -6,6 +6,7 @@ them, LoRAs and patches find the layers they know.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -212,8 +213,21 @@ def pooled_text(model: Any, tokens: Tensor) -> Tensor:
 
 def image_features(model: Any, pixels: Tensor) -> Tensor:
     """The image embeddings [b, 128] of normalised pixels [b, 3, 128, 128], as the host computes them, with gradients."""
+    return image_embeds(model, image_states(model, pixels))
+
+
+def image_states(model: Any, pixels: Tensor, leave: int = 0) -> Tensor:
+    """The hidden states [b, 65, 192] of normalised pixels before the last `leave` layers of the tower."""
     vision = model.vision_model
-    x = _run_layers(vision.encoder.layers, vision.pre_layrnorm(vision.embeddings(pixels)), None)
+    layers = vision.encoder.layers
+    return _run_layers(layers[: len(layers) - leave], vision.pre_layrnorm(vision.embeddings(pixels)), None)
+
+
+def image_embeds(model: Any, states: Tensor, left: int = 0) -> Tensor:
+    """The image embeddings [b, 128] of hidden states that still have the last `left` layers before them."""
+    vision = model.vision_model
+    layers = vision.encoder.layers
+    x = _run_layers(layers[len(layers) - left :], states, None)
     return model.visual_projection(vision.post_layernorm(x[:, 0]))
 
 
@@ -227,9 +241,9 @@ def _run_layers(layers: Any, x: Tensor, mask: Tensor | None) -> Tensor:
     return x
 
 
-def load_model() -> comfy.model_patcher.ModelPatcher:
-    """The base UNet as a MODEL."""
-    sd = read_weights("unet")
+def load_model(changes: Mapping[str, Tensor] | None = None) -> comfy.model_patcher.ModelPatcher:
+    """The base UNet as a MODEL, with some of its weights replaced by `changes`."""
+    sd = read_weights("unet") | dict(changes or {})
     config = PlaygroundModelConfig(UNET_CONFIG)
     load_device = comfy.model_management.get_torch_device()
     offload_device = comfy.model_management.unet_offload_device()
@@ -265,10 +279,10 @@ def load_vae() -> comfy.sd.VAE:
     return comfy.sd.VAE(sd=sd)
 
 
-def load_clip_vision() -> comfy.clip_vision.ClipVisionModel:
-    """The image encoder as a CLIP_VISION."""
+def load_clip_vision(changes: Mapping[str, Tensor] | None = None) -> comfy.clip_vision.ClipVisionModel:
+    """The image encoder as a CLIP_VISION, with some of its weights replaced by `changes`."""
     model = comfy.clip_vision.ClipVisionModel(str(ASSETS / "image_encoder.json"))
-    model.load_sd(read_weights("image_encoder"))
+    model.load_sd(read_weights("image_encoder") | dict(changes or {}))
     return model
 
 

@@ -13,7 +13,8 @@ from ..ifadapter.instances import Instance, Instances
 from ..playground import evaluation
 from ..playground.evaluation import Figure
 from ..playground.scene import Scene
-from . import ifadapter, ifadapter_trained, playground, sampling
+from ..playground.subjects import Pairing
+from . import ifadapter, ifadapter_trained, playground, sampling, snf, snf_sampling, subjects
 from .instance_evaluation import playground_embedders
 
 log = logging.getLogger("exemplary")
@@ -70,6 +71,40 @@ def _paint_layouts(studio: Studio, adapter: ifadapter_trained.Adapter | None = N
     return paint
 
 
+class SubjectStudio:
+    """Noise fusion with the playground's subject model, and each of the two models alone, as the nodes run them."""
+
+    def __init__(self, studio: Studio) -> None:
+        self.studio = studio
+        self.model, self.vision, self.fuser = subjects.load("playground_subject.safetensors")
+
+    def conditions(self, pairing: Pairing) -> tuple[list, list]:
+        """With the persons, and the same prompt without them."""
+        references = [torch.from_numpy(picture)[None].float() / 255 for picture in pairing.references]
+        return subjects.encode(self.studio.clip, self.vision, self.fuser, pairing.prompt, references)
+
+    def fused(self, pairings: Sequence[Pairing], seeds: Sequence[int]) -> Tensor:
+        """SNF Sampler with its defaults."""
+        pictures = []
+        for pairing, seed in zip(pairings, seeds):
+            person, text = self.conditions(pairing)
+            scene = self.studio.encode(pairing.text)
+            guider = snf.FusionGuider(
+                self.studio.model, scene, self.studio.encode(""), CFG, [snf.Subject(self.model, person, text, CFG)]
+            )
+            latent = snf_sampling.sample(guider, {"samples": torch.zeros(1, 4, 16, 16)}, seed, STEPS, SAMPLER, SCHEDULER, 1.0)
+            pictures.append(rearrange(self.studio.vae.decode(latent["samples"]), "b h w c -> b c h w").clamp(0, 1))
+        return torch.cat(pictures)
+
+    def subject_alone(self, pairings: Sequence[Pairing], seeds: Sequence[int]) -> Tensor:
+        """KSampler with the subject model and the prompt with the persons."""
+        return torch.cat([self.studio.sample(self.model, self.conditions(p)[0], s) for p, s in zip(pairings, seeds)])
+
+    def scene_alone(self, pairings: Sequence[Pairing], seeds: Sequence[int]) -> Tensor:
+        """KSampler with the base model and the prompt without markers."""
+        return self.studio.paint([p.text for p in pairings], seeds)
+
+
 def figures(quick: bool) -> Iterator[dict]:
     """Every figure of the playground's models and of the techniques on them.
 
@@ -89,6 +124,8 @@ def _measured(studio: Studio, share: int) -> Iterator[Figure]:
     yield from evaluation.layout_figures(
         studio.judge, _paint_layouts(studio), studio.paint_captions, _trained(studio), lambda b: pictures(list(b)), 200 // share
     )
+    persons = SubjectStudio(studio)
+    yield from evaluation.subject_figures(studio.judge, persons.fused, persons.subject_alone, persons.scene_alone, 100 // share)
 
 
 def _trained(studio: Studio) -> dict[str, evaluation.PaintLayout]:

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from ..ifadapter import checkpoint as ifadapter_checkpoint
 from ..ifadapter.model import IFAdapter
 from ..playground.judge import Judge
-from ..playground.recipes import autoencoder, base, ifadapter, image_encoder, judge
-from . import ifadapter_text, ifadapter_training, playground
+from ..playground.recipes import autoencoder, base, ifadapter, image_encoder, judge, subject
+from ..snf import checkpoint as snf_checkpoint
+from . import ifadapter_text, ifadapter_training, playground, subject_training
 
 log = logging.getLogger("exemplary")
 
@@ -133,6 +134,20 @@ def train_ifadapter(folder: Path) -> None:
     log.info("%s: %.1f MB", target.name, target.stat().st_size / 1e6)
 
 
+def train_subject(folder: Path) -> None:
+    """The subject model of noise fusion, on the shipped base: only what was trained is in the file."""
+    torch.manual_seed(INITIAL_SEED)
+    nets = subject_training.playground_networks(_shipped_encoder())
+    subject.train(nets, folder)
+    layers = image_encoder.CONFIG["num_hidden_layers"]
+    state = snf_checkpoint.changes_file(
+        {key: value for key, value in nets.unet.state_dict().items() if subject.trained(key)},
+        {key: value for key, value in nets.tower.state_dict().items() if subject.trained_in_tower(key, layers)},
+        nets.postfuse.state_dict(),
+    )
+    _ship("face_diffuser/playground_subject", state, base="playground", steps=subject.SCHEDULE.steps)
+
+
 def main(arguments: list[str]) -> int:
     """`dev.py playground train [STAGE ...]`: train these stages, all by default, in order.
 
@@ -144,6 +159,7 @@ def main(arguments: list[str]) -> int:
         "judge": train_judge,
         "image_encoder": train_image_encoder,
         "ifadapter": train_ifadapter,
+        "subject": train_subject,
     }
     unknown = [name for name in arguments if name not in runs]
     if unknown:

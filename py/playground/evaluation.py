@@ -10,14 +10,17 @@ import torch
 from torch import Tensor
 
 from ..evaluation.features import frechet_distance
-from .judge import Found, Judge, agreement, as_batch, find_objects, look, shows, stands_in
+from .judge import Found, Judge, agreement, as_batch, find_objects, is_person, look, person_in, place_of, shows, stands_in
 from .scene import Instance, Scene
 from .scenes import HELD_OUT, KINDS, draw_scene
+from .subjects import Pairing, held_out_pairings
 
 #: Makes one picture a prompt: (prompts, seeds) -> [b, 3, h, w] in 0..1.
 Paint = Callable[[Sequence[str], Sequence[int]], Tensor]
 #: The same with a layout: (scenes whose caption and instances are wanted, seeds) -> [b, 3, h, w] in 0..1.
 PaintLayout = Callable[[Sequence[Scene], Sequence[int]], Tensor]
+#: Persons known from portraits in places: (pairings, seeds) -> [b, 3, h, w] in 0..1.
+PaintSubjects = Callable[[Sequence[Pairing], Sequence[int]], Tensor]
 
 
 @dataclass(frozen=True)
@@ -148,6 +151,58 @@ def layout_figures(
             Figure(f"{name}: Frechet distance against text alone", distance / text_distance, "times", None, 1.1),
         ]
     return figures
+
+
+def _who_and_where(judge: Judge, images: Tensor, pairings: Sequence[Pairing]) -> tuple[float, float, float]:
+    """The shares of pictures with the right person, with the right place, and with both."""
+    seen = [one for batch in images.split(32) for one in look(judge, batch)]
+    who = [is_person(person_in(one), pairing.people[0].attributes()) for one, pairing in zip(seen, pairings)]
+    where = [place_of(one) == pairing.place for one, pairing in zip(seen, pairings)]
+    return float(np.mean(who)), float(np.mean(where)), float(np.mean([a and b for a, b in zip(who, where)]))
+
+
+def both_whole(seen: dict[str, Tensor], pairing: Pairing) -> bool:
+    """Two persons, each with all that is theirs, in either order: nothing of one on the other."""
+    halves = [person_in(seen, 0.0, 0.5), person_in(seen, 0.5, 1.0)]
+    known = [person.attributes() for person in pairing.people]
+    return any(all(is_person(h, k) for h, k in zip(halves, order)) for order in (known, known[::-1]))
+
+
+def subject_figures(
+    judge: Judge, fused: PaintSubjects, subject_alone: PaintSubjects, scene_alone: PaintSubjects, count: int = 100
+) -> list[Figure]:
+    """Noise fusion against each of its models alone, on the same prompts; and two persons in one picture."""
+    drawn = held_out("people", count, first=70_000)
+    readable = [(s, one) for s, one in zip(drawn, look(judge, as_images(drawn))) if len(s.instances) == 1]
+    ceiling = float(np.mean([is_person(person_in(one), s.instances[0].attributes) for s, one in readable]))
+    pairings, seeds = held_out_pairings(count), list(range(count))
+    name = f"SNF, {count} held-out pairs of person and place"
+    identity, place, both = _who_and_where(judge, fused(pairings, seeds), pairings)
+    alone = {
+        "subject model": _who_and_where(judge, subject_alone(pairings, seeds), pairings),
+        "scene model": _who_and_where(judge, scene_alone(pairings, seeds), pairings),
+    }
+    pairs = held_out_pairings(count, people=2)
+    twos = [one for batch in fused(pairs, seeds).split(32) for one in look(judge, batch)]
+    whole = float(np.mean([both_whole(one, pairing) for one, pairing in zip(twos, pairs)]))
+    return [
+        Figure(f"judge, identity of {len(readable)} drawn persons read right", ceiling, "%"),
+        Figure(f"{name}: identity right", identity, "%", 0.85),
+        Figure(f"{name}: scene right", place, "%", 0.85),
+        Figure("SNF: both right in one picture", both, "%"),
+        *[
+            Figure(f"the {model} alone: {what}", value, "%")
+            for model, values in alone.items()
+            for what, value in zip(("identity right", "scene right", "both right in one picture"), values)
+        ],
+        Figure(
+            "SNF, identity x scene, against the better of its models alone",
+            identity * place / max(1e-9, *(who * where for who, where, _ in alone.values())),
+            "times",
+            1.01,
+        ),
+        Figure(f"SNF, {count} pictures of two persons: both identities on their own bodies", whole, "%", 0.70),
+    ]
 
 
 def load_judge(state: dict[str, Tensor]) -> Judge:

@@ -215,6 +215,45 @@ def stands_in(found: list[Found], name: str, colour: str, box: Box, overlap: flo
     return any(f.name == name and f.colour == colour and iou(f.box, box) >= overlap for f in found)
 
 
+#: What a person is known by at the size of a person in a place: eyes, mouth and glasses are one or two pixels there.
+IDENTITY = ("skin", "hair", "clothes")
+#: The classes that only one place has; the sky and windows are shared.
+PLACE_CLASSES: dict[str, tuple[str, ...]] = {
+    "park": ("grass", "tree"),
+    "beach": ("sand", "sea"),
+    "city": ("house", "road"),
+    "mountains": ("snow",),
+    "room": ("wall", "floor"),
+}
+
+
+def person_in(seen: dict[str, Tensor], x0: float = 0.0, x1: float = 1.0, smallest: float = 0.002) -> dict[str, str]:
+    """The colour words of skin, hair and shirt of the person between two columns, 0..1; a part that is not there is left away."""
+    labels = seen["labels"].argmax(dim=0)
+    columns = torch.arange(labels.shape[1], device=labels.device)
+    inside = (columns >= x0 * labels.shape[1]) & (columns < x1 * labels.shape[1])
+    words = {}
+    for name in IDENTITY:
+        here = (labels == world.LABEL[name]) & inside
+        if float(here.float().mean()) >= smallest:
+            group, attribute = _COLOUR_OF[name]
+            words[attribute] = _word_in(seen["colours"], here, COLOUR_WORDS, group)
+    return words
+
+
+def is_person(words: dict[str, str], attributes: dict[str, str]) -> bool:
+    """Are skin, hair and shirt those of this person? By chance that is one in 256."""
+    return all(words.get(key) == attributes[key] for key in (_COLOUR_OF[name][1] for name in IDENTITY))
+
+
+def place_of(seen: dict[str, Tensor]) -> str:
+    """The place whose own classes cover the most, "" if none of them is there."""
+    counts = torch.bincount(seen["labels"].argmax(dim=0).flatten(), minlength=len(world.CLASS_NAMES))
+    cover = {place: int(sum(counts[world.LABEL[name]] for name in names)) for place, names in PLACE_CLASSES.items()}
+    best = max(cover, key=lambda place: cover[place])
+    return best if cover[best] else ""
+
+
 def agreement(seen: dict[str, Tensor], scene: Scene) -> dict[str, float]:
     """The share of pixels on which the judge and a drawn scene agree, for each head (where the scene says something)."""
     shares = {}

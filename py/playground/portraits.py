@@ -26,7 +26,10 @@ def draw_portrait(rng: np.random.Generator, side: int, who: Identity | None = No
 
 
 def draw_place(canvas: Canvas, place: str, rng: np.random.Generator) -> None:
-    """What stands behind the persons: park, beach, city, mountains or room."""
+    """What stands behind the persons: park, beach, city, mountains or room, or a plain backdrop by its name."""
+    if place in BACKDROPS:
+        canvas.gradient(BACKDROPS[place], BACKDROPS[place], "backdrop")
+        return
     horizon = float(rng.uniform(0.5, 0.62))
     if place == "room":
         wall = mix(COLOURS[str(rng.choice(["orange", "green", "blue", "purple"]))], (255, 255, 255), 0.62)
@@ -73,8 +76,13 @@ def draw_place(canvas: Canvas, place: str, rng: np.random.Generator) -> None:
         canvas.gradient((240, 244, 250), (222, 230, 242), "snow", max(horizon, 0.56), 1.0)
 
 
+def where(place: str) -> str:
+    """The end of a caption: ` in a park`, ` on a mint background`."""
+    return f" on {article(place)} background" if place in BACKDROPS else f" in {article(place)}"
+
+
 def draw_people(rng: np.random.Generator, side: int, who: list[Identity] | None = None, place: str | None = None) -> Scene:
-    """One or two persons in a place."""
+    """One or two persons in a place, or on a plain backdrop if `place` is one."""
     who = who or [random_identity(rng) for _ in range(1 + int(rng.random() < 0.5))]
     place = place or str(rng.choice(PLACES))
     canvas = Canvas(side)
@@ -90,5 +98,5 @@ def draw_people(rng: np.random.Generator, side: int, who: list[Identity] | None 
         instances.append(Instance(person.phrase, "person", person.attributes()))
     # Half of the captions do not describe the persons: a scene model must know a place without them.
     phrases = [i.phrase for i in instances] if rng.random() < 0.6 else [["a person"], ["two people"]][len(who) - 1]
-    caption = join(phrases) + f" in {article(place)}"
+    caption = join(phrases) + where(place)
     return finish_scene(canvas, "people", caption, instances, {"place": place})

@@ -12,6 +12,7 @@ network for reference pictures is FastComposer's. Torch and einops only; nothing
     T(1-alpha), T(1-beta)                                            Stages in schedule.py
     text + reference -> conditioning                                 Postfuse in model.py
     the published files                                              parts in checkpoint.py
+    masked and localisation loss, drops                              training.py
 
     stage 1, scene      eps = eps_T(null) + s (eps_T(text) - eps_T(null))
     stage 2, fusion     eps = M eps_S + (1 - M) eps_T     with   eps_S = eps_S(text) + s (eps_S(ref) - eps_S(text))

@@ -10,6 +10,9 @@ a flat state dict of everything that took part in the training.
     text_encoder.       yes      yes      CLIP text model as it was; keys without a `text_model.` level
     vae.                yes      yes      Stable Diffusion's, as it was
 
+A small subject model is only what was trained, to be laid over the weights of its base: `changed_unet.` and `changed_image_encoder.` with
+the base's own names, and the whole `postfuse_module.`.
+
 TDM is Face-diffuser's scene model. It has no use here: any ordinary MODEL plays the scene. `*.position_ids` are not weights but a count
 from 0 that old versions of a library saved; they are dropped.
 """
@@ -38,6 +41,7 @@ VISION_KEYS = (
     "vision_model.post_layernorm.weight",
     "visual_projection.weight",
 )
+CHANGED_UNET, CHANGED_IMAGE_ENCODER, POSTFUSE = "changed_unet.", "changed_image_encoder.", "postfuse_module."
 _LAYER = re.compile(r"vision_model\.encoder\.layers\.(\d+)\.(.+)")
 _TEXT_KEYS = re.compile(r"attn2\.to_k\.weight$")
 
@@ -84,6 +88,42 @@ def parts(weights: Mapping[str, Tensor], name: str = "The file") -> SubjectParts
     _checked_unet(unet, width, name)
     _checked_image_encoder(image_encoder, width, name)
     return SubjectParts(unet, image_encoder, postfuse, width, groups["text_encoder."], groups["vae."])
+
+
+def changes_file(
+    unet: Mapping[str, Tensor], image_encoder: Mapping[str, Tensor], postfuse: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """A small subject model as a file has it; `changes` is the way back."""
+    groups = {CHANGED_UNET: unet, CHANGED_IMAGE_ENCODER: image_encoder, POSTFUSE: postfuse}
+    return {prefix + key: value for prefix, group in groups.items() for key, value in group.items()}
+
+
+def is_small(weights: Mapping[str, Tensor]) -> bool:
+    """Is this a small subject model, which needs its base?"""
+    return any(key.startswith(CHANGED_UNET) for key in weights)
+
+
+def changes(weights: Mapping[str, Tensor], base: SubjectParts | None, name: str = "The file") -> SubjectParts:
+    """What a small subject model changes: `unet` and `image_encoder` hold the changed weights only, under the base's names.
+
+    Args:
+        base: the base's own weights (its postfuse is not read), which must have every changed one in the same shape. None: no check.
+
+    Raises ValueError if the file is not of this base.
+    """
+    unet, image_encoder, postfuse = (
+        {key[len(prefix) :]: value for key, value in weights.items() if key.startswith(prefix)}
+        for prefix in (CHANGED_UNET, CHANGED_IMAGE_ENCODER, POSTFUSE)
+    )
+    width = _checked_postfuse(postfuse, name)
+    for changed, whole in [] if base is None else [(unet, base.unet), (image_encoder, base.image_encoder)]:
+        for key, value in changed.items():
+            if key not in whole or whole[key].shape != value.shape:
+                found = list(whole[key].shape) if key in whole else "missing"
+                raise ValueError(
+                    f"{name} is a small subject model of another base: {key} is {list(value.shape)}, in the base {found}."
+                )
+    return SubjectParts(unet, image_encoder, postfuse, width)
 
 
 def _unwrapped(weights: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -58,11 +58,18 @@ def latents_and_tokens(encode: Encode, folder: Path) -> tuple[Tensor, Tensor]:
     return torch.cat(latents), torch.cat(tokens)
 
 
-def diffusion_loss(predict: Callable[[Tensor, Tensor], Tensor], latent: Tensor, rng: torch.Generator, alphas: Tensor) -> Tensor:
+def diffusion_loss(
+    predict: Callable[[Tensor, Tensor], Tensor],
+    latent: Tensor,
+    rng: torch.Generator,
+    alphas: Tensor,
+    region: Tensor | float = 1.0,
+) -> Tensor:
     """The weighted epsilon loss of one batch of unit latents [b, 4, h, w]; `predict` takes the noisy latents and the timesteps [b].
 
     The weight is 1 / sqrt(SNR): an error of epsilon at high noise is a large one of the picture, and there it is decided which shape an
-    object gets. Without it the model learns colours long before shapes.
+    object gets. Without it the model learns colours long before shapes. `region` [b, 1, h, w] says where an error counts, 0..1; the mean
+    is over all cells all the same.
     """
     u = torch.rand(len(latent), generator=rng)
     t = ((1 - u**NOISE_BIAS) * len(alphas)).long().clamp(max=len(alphas) - 1)
@@ -70,7 +77,7 @@ def diffusion_loss(predict: Callable[[Tensor, Tensor], Tensor], latent: Tensor, 
     a = alphas[t].view(-1, 1, 1, 1)
     eps = predict(a.sqrt() * latent + (1 - a).sqrt() * noise, t).float()
     weight = ((1 - a) / a).sqrt().clamp(max=HEAVIEST)
-    return (weight * (eps - noise).square()).mean()
+    return (weight * ((eps - noise) * region).square()).mean()
 
 
 def train(

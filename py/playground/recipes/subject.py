@@ -1,0 +1,153 @@
+"""The subject model: the base UNet's transformers, the image encoder's last layers and the network that fuses persons into prompts.
+
+Trained as Face-diffuser's subject model (`py/snf`), on drawn persons: mostly on plain backdrops. Where they stand in places the loss counts
+inside of the persons only, so that the model becomes an expert for persons and learns nothing about places: those are the scene model's.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ...snf.model import Postfuse
+from ...snf.training import LOCALISATION, Drops, fused_batch, localisation_loss, region_of_loss, token_attention
+from ...training.loop import Schedule, fit
+from ..dataset import in_parallel
+from ..subjects import Example, draw_example
+from ..vocabulary import encode_padded
+from .base import alphas_cumprod, diffusion_loss
+from .image_encoder import normalise
+
+log = logging.getLogger("exemplary")
+
+EXAMPLES = 6000
+FIRST = 0
+CHUNK = 1000
+BATCH = 32
+MOST = 2  # persons in one picture
+TRAINED_LAYERS = 2  # of the image encoder, the last ones
+DROPS = Drops()
+SCHEDULE = Schedule(
+    steps=3000, learning_rate=5e-4, warmup=150, final_rate=0.03, weight_decay=0.01, ema=0.998, checkpoint_every=200, seed=15
+)
+
+#: Noisy latents, timesteps, context -> epsilon, and what each text attention below full size multiplied: (q, k, heads, grid).
+Attended = list[tuple[Tensor, Tensor, int, tuple[int, int]]]
+Predict = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Attended]]
+
+
+@dataclass(frozen=True)
+class Networks:
+    """What is trained and the ways to run it; the host room builds it.
+
+    encode: pictures [n, 3, side, side] in 0..1 -> unit latents [n, 4, h, w].
+    text: tokens [b, 77] -> [b, 77, c], frozen.
+    begin: normalised pixels [n, 3, side, side] -> hidden states [n, l, c] before the trained layers of `tower`. end: those -> [n, c].
+    """
+
+    unet: nn.Module
+    tower: nn.Module
+    postfuse: Postfuse
+    encode: Callable[[Tensor], Tensor]
+    text: Callable[[Tensor], Tensor]
+    begin: Callable[[Tensor], Tensor]
+    end: Callable[[Tensor], Tensor]
+    predict: Predict
+
+
+def trained(name: str) -> bool:
+    """Is this parameter of the UNet trained? The transformers are, with the layers that lead into and out of them."""
+    return any(part in name for part in (".transformer_blocks.", ".proj_in.", ".proj_out."))
+
+
+def trained_in_tower(name: str, layers: int) -> bool:
+    """Is this parameter of the image encoder trained, if it has so many layers?"""
+    return any(f"encoder.layers.{number}." in name for number in range(layers - TRAINED_LAYERS, layers))
+
+
+def _prepared(examples: list[Example], nets: Networks) -> dict[str, Tensor]:
+    """Everything of some examples that no training step changes."""
+    images = torch.stack([torch.from_numpy(e.scene.image) for e in examples]).permute(0, 3, 1, 2)
+    pictures = torch.stack([torch.from_numpy(r) for e in examples for r in e.references]).permute(0, 3, 1, 2)
+    with torch.no_grad():
+        latents = torch.cat([nets.encode(batch.float().div(255)).half() for batch in images.split(32)])
+        states = torch.cat([nets.begin(normalise(batch.float().div(255))).half() for batch in pictures.split(32)])
+    side = latents.shape[-1]
+    masks, positions, references = torch.zeros(len(examples), MOST, side, side), [], []
+    used = 0
+    for row, example in enumerate(examples):
+        count = len(example.people)
+        numbers = torch.arange(1, count + 1).view(-1, 1, 1)
+        persons = (torch.from_numpy(example.scene.instance_map)[None] == numbers).float()
+        masks[row, :count] = F.interpolate(persons[None], size=(side, side), mode="area")[0]
+        positions.append([*example.positions, *[0] * (MOST - count)])
+        references.append([*range(used, used + count), *[-1] * (MOST - count)])
+        used += count
+    return {
+        "latents": latents,
+        "states": states,
+        "masks": masks.half(),
+        "tokens": torch.tensor(encode_padded(e.text for e in examples), dtype=torch.int16),
+        "positions": torch.tensor(positions),
+        "references": torch.tensor(references),
+        "plain": torch.tensor([e.plain for e in examples]),
+    }
+
+
+def _data(nets: Networks, folder: Path, count: int) -> dict[str, Tensor]:
+    """The training set, computed once and kept in chunks beside the checkpoints."""
+    chunks = []
+    for first in range(FIRST, FIRST + count, CHUNK):
+        number = min(CHUNK, FIRST + count - first)
+        path = folder / f"subjects_{first:06d}_{number}.pt"
+        if not path.exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            torch.save(_prepared(in_parallel(draw_example, range(first, first + number)), nets), path)
+            log.info("subjects: %d of %d examples", first - FIRST + number, count)
+        chunks.append(torch.load(path, weights_only=True))
+    joined = {key: torch.cat([chunk[key] for chunk in chunks]) for key in chunks[0] if key != "references"}
+    joined["references"] = torch.cat(list(_counted_on(chunks)))
+    return joined
+
+
+def _counted_on(chunks: list[dict[str, Tensor]]) -> Iterable[Tensor]:
+    first = 0
+    for chunk in chunks:
+        yield torch.where(chunk["references"] >= 0, chunk["references"] + first, -1)
+        first += len(chunk["states"])
+
+
+def train(nets: Networks, folder: Path, schedule: Schedule = SCHEDULE, examples: int = EXAMPLES) -> None:
+    """Train the three networks in place, from a UNet and an image encoder that have their base weights."""
+    data = _data(nets, folder, examples)
+    empty = torch.tensor(encode_padded([""]), dtype=torch.int16)
+    alphas = alphas_cumprod()
+
+    def loss(_: int, rng: torch.Generator) -> Tensor:
+        rows = torch.randint(len(data["latents"]), (BATCH,), generator=rng)
+        references, positions, masks = data["references"][rows], data["positions"][rows], data["masks"][rows].float()
+        no_caption, used, masked = DROPS.draw(references >= 0, rng)
+        tokens = torch.where(no_caption[:, None], empty, data["tokens"][rows]).long()
+        with torch.no_grad():
+            text = nets.text(tokens).float()
+        embeds = nets.end(data["states"][references.clamp(min=0)].flatten(0, 1).float()).float()
+        context = fused_batch(nets.postfuse, text, embeds.unflatten(0, references.shape), positions, used)
+        attended: Attended = []
+
+        def predict(x: Tensor, t: Tensor) -> Tensor:
+            eps, attended[:] = nets.predict(x, t, context)
+            return eps
+
+        region = region_of_loss(masks, masked | ~data["plain"][rows])
+        value = diffusion_loss(predict, data["latents"][rows].float(), rng, alphas, region)
+        maps = [(token_attention(q, k, heads, positions), grid) for q, k, heads, grid in attended]
+        return value + LOCALISATION * localisation_loss(maps, masks, used)
+
+    modules = {"unet": nets.unet, "tower": nets.tower, "postfuse": nets.postfuse}
+    fit("subject", modules, loss, schedule, folder)

@@ -1,0 +1,109 @@
+"""What a subject model is trained by (Face-diffuser and FastComposer): a loss inside the persons, and attention that stays on its person.
+
+    loss = mean( w ((eps - noise) m)^2 ) + 0.001 (mean of A outside of its person - mean of A inside)
+
+m is 1 everywhere, or, for half of the pictures, the union of the persons' masks; the mean is over all cells, masked or not. A is how much
+the cells of a layer look at the token that a person was fused into. Captions and persons are dropped together, single persons too.
+Torch only; the loop is `py/training`, the models and their hooks are the host room's.
+
+Shapes: b pictures, r references of one picture, h w latent cells, l cells of a layer, m text tokens, n heads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor
+
+from .model import Postfuse
+
+LOCALISATION = 1e-3
+
+
+@dataclass(frozen=True)
+class Drops:
+    """How often what is left out or limited. The defaults are the published ones."""
+
+    caption: float = 0.1  # the caption and every person with it
+    person: float = 0.1  # each person by itself: its token stays plain text
+    masked: float = 0.5  # the loss counts inside of the persons only
+
+    def draw(self, present: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """Lots for one batch.
+
+        Args:
+            present: [b, r] bool, which persons a picture has.
+
+        Returns:
+            no_caption [b] bool, used [b, r] bool (persons to fuse), masked [b] bool.
+        """
+        b = len(present)
+        no_caption = torch.rand(b, generator=rng) < self.caption
+        kept = torch.rand(present.shape, generator=rng) >= self.person
+        masked = torch.rand(b, generator=rng) < self.masked
+        return no_caption, present & kept & ~no_caption[:, None], masked
+
+
+def region_of_loss(masks: Tensor, masked: Tensor) -> Tensor:
+    """Where the loss counts: [b, 1, h, w].
+
+    Args:
+        masks: [b, r, h, w], 0..1, each person's place, zero for persons that are not there.
+        masked: [b] bool. A picture without persons counts whole: an empty region would teach nothing.
+    """
+    union = masks.amax(dim=1, keepdim=True)
+    limited = masked & (union.flatten(1).amax(dim=1) > 0)
+    return torch.where(limited[:, None, None, None], union, 1.0)
+
+
+def fused_batch(postfuse: Postfuse, text: Tensor, embeds: Tensor, positions: Tensor, used: Tensor) -> Tensor:
+    """The batch's prompts with persons in them, [b, m, c]; differentiable.
+
+    Args:
+        text: [b, m, c].
+        embeds: [b, r, c] picture embeddings; read where `used` only.
+        positions: [b, r] token of each person.
+        used: [b, r] bool.
+    """
+    if not used.any():
+        return text
+    picture, reference = used.nonzero(as_tuple=True)
+    place = positions[picture, reference]
+    rows = postfuse(text[picture, place], embeds[picture, reference])
+    return text.index_put((picture, place), rows.to(text.dtype))
+
+
+def token_attention(q: Tensor, k: Tensor, heads: int, positions: Tensor) -> Tensor:
+    """How much each cell looks at each person's token, mean over the heads: [b, r, l].
+
+    Args:
+        q: [b, l, c]; k: [b, m, c]: what a cross-attention layer multiplies.
+        positions: [b, r].
+    """
+    q, k = (rearrange(t.float(), "b l (n d) -> b n l d", n=heads) for t in (q, k))
+    probabilities = (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).softmax(dim=-1).mean(dim=1)  # [b, l, m]
+    return probabilities.gather(2, positions[:, None].expand(-1, q.shape[2], -1)).transpose(1, 2)
+
+
+def localisation_loss(attention: Sequence[tuple[Tensor, tuple[int, int]]], masks: Tensor, used: Tensor) -> Tensor:
+    """Mean over layers and fused persons of: mean attention outside of the person minus mean inside. "Balanced L1", scalar.
+
+    Args:
+        attention: per layer [b, r, l] and the layer's grid (rows, columns).
+        masks: [b, r, h, w]. used: [b, r] bool.
+    """
+    if not attention or not used.any():
+        return masks.new_zeros(())
+    losses = []
+    for found, grid in attention:
+        inside = F.interpolate(masks, size=grid, mode="area").flatten(2)[used]
+        there = found[used]
+        outside = 1.0 - inside
+        mean_out = (there * outside).sum(dim=-1) / outside.sum(dim=-1).clamp(min=1e-6)
+        mean_in = (there * inside).sum(dim=-1) / inside.sum(dim=-1).clamp(min=1e-6)
+        losses.append((mean_out - mean_in).mean())
+    return torch.stack(losses).mean()
