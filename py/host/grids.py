@@ -38,11 +38,18 @@ def conditional_chunks(options: dict, rows: int) -> list[tuple[int, int, int]] |
     A call holds one chunk per condition, in any order and number, each with the same number of latents: `cond_or_uncond` says 0 for a
     positive and 1 for a negative one. None if the rows do not divide into chunks (another pack rearranged them).
     """
+    found = chunks(options, rows)
     kinds = options.get("cond_or_uncond") or [0]
-    size, rest = divmod(rows, len(kinds))
+    return None if found is None else [chunk for chunk in found if kinds[chunk[0]] == 0]
+
+
+def chunks(options: dict, rows: int) -> list[tuple[int, int, int]] | None:
+    """The same for every condition of the call, negative ones too."""
+    count = len(options.get("cond_or_uncond") or [0])
+    size, rest = divmod(rows, count)
     if rest or size == 0:
         return None
-    return [(chunk, chunk * size, (chunk + 1) * size) for chunk, kind in enumerate(kinds) if kind == 0]
+    return [(chunk, chunk * size, (chunk + 1) * size) for chunk in range(count)]
 
 
 def frame_indices(options: dict, rows: int) -> tuple[int, ...]:
@@ -68,6 +75,16 @@ def chunk_view(run: Run, options: dict, chunk: int) -> View | None:
         y, x = area[2:]
         return x / full_w, y / full_h, (x + w) / full_w, (y + h) / full_h
     return WHOLE if (h, w) == (full_h, full_w) else None
+
+
+def part_of(pictures: Tensor, view: View) -> Tensor:
+    """The part of [..., h, w] that a view shows, at least one pixel of it."""
+    if view == WHOLE:
+        return pictures
+    h, w = pictures.shape[-2:]
+    x0, y0, x1, y1 = view
+    top, left = min(int(y0 * h), h - 1), min(int(x0 * w), w - 1)
+    return pictures[..., top : max(top + 1, round(y1 * h)), left : max(left + 1, round(x1 * w))]
 
 
 def _condition(run: Run, options: dict, chunk: int) -> dict[str, Any]:
