@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from comfy_api.latest import io
+from comfy_api.latest import io, ui
 
 from ..py.am_adapter.attention import MODES
 from ..py.host import am_adapter as host
 from ..py.host import am_adapter_controlnext as control_host
 from ..py.host import folders
 from ..py.host.am_adapter_exemplar import SOURCES
+from ..py.host.am_adapter_preview import preview
 from .semantic_map import SemanticMapType
 
 AdapterType = io.Custom("EXEMPLARY_AM_ADAPTER")
@@ -269,5 +270,48 @@ class ExemplaryApplyControlNeXt(io.ComfyNode):
         return io.NodeOutput(control_host.apply(model, controlnext, semantic_map, image, strength, start_percent, end_percent))
 
 
+class ExemplaryAMMatchPreview(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="ExemplaryAMMatchPreview",
+            display_name="AM Match Preview",
+            category=CATEGORY,
+            description="Look at what AM-Adapter reads: for each place of a picture the exemplar's place, how much attention goes to the exemplar, "
+            "and which classes the exemplar lacks.",
+            inputs=[
+                io.Model.Input("model", tooltip="The MODEL that comes out of Apply AM-Adapter."),
+                io.Conditioning.Input("positive", tooltip="The prompt."),
+                io.Latent.Input(
+                    "latent", tooltip="The picture to look at, such as the result of the sampler. Of a batch the first."
+                ),
+                _percent("percent", 0.5, "The moment of sampling: 0 the first step, 1 the last. Noise of that moment is added."),
+                io.Int.Input("seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, tooltip="Of that noise."),
+            ],
+            outputs=[
+                io.Image.Output(
+                    display_name="correspondence", tooltip="The picture put together of the exemplar pieces that it reads most."
+                ),
+                io.Image.Output(
+                    display_name="attention", tooltip="How much each place reads the exemplar: white all, black nothing."
+                ),
+                io.String.Output(
+                    display_name="coverage", tooltip="One line a class of the target: shares, attention, and a warning."
+                ),
+            ],
+            is_output_node=True,
+        )
 
-NODES = [ExemplaryLoadAMAdapter, ExemplaryApplyAMAdapter, ExemplaryLoadControlNeXt, ExemplaryApplyControlNeXt]
+    @classmethod
+    def execute(cls, model, positive, latent, percent, seed) -> io.NodeOutput:
+        correspondence, attention, coverage = preview(model, positive, latent, percent, seed)
+        return io.NodeOutput(correspondence, attention, coverage, ui=ui.PreviewImage(correspondence))
+
+
+NODES = [
+    ExemplaryLoadAMAdapter,
+    ExemplaryApplyAMAdapter,
+    ExemplaryLoadControlNeXt,
+    ExemplaryApplyControlNeXt,
+    ExemplaryAMMatchPreview,
+]

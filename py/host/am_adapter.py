@@ -28,6 +28,7 @@ LOAD = "Load AM-Adapter"
 NODE = "Apply AM-Adapter"
 LINK = "https://cvlab-kaist.github.io/AM-Adapter (not published yet), or train one"
 KEY = "exemplary_am_adapter"
+OBSERVER = "exemplary_am_observer"  # in the options of a call that is watched
 
 AUTOMATIC = "automatic"
 #: Which parts of the network read exemplars: the host's name -> the matcher's name.
@@ -115,7 +116,7 @@ class Application:
                     f"{shown}. Use 512x512, or choose the behaviour corrected in {LOAD}."
                 )
 
-    def exemplars(self, run: Run, options: dict, call: _LayerCall, features: Features) -> list[Exemplar]:
+    def exemplars(self, run: Run, options: dict, call: _LayerCall, features: Features) -> list[tuple[Exemplar, Origin]]:
         """What each exemplar is to the calling layer, for the latents of one chunk; [] if the layer does not read them."""
         found = features.layers.get(hooks.layer_key(options))
         if found is None or not self.choice.reads_in(options, call.grid):
@@ -133,7 +134,7 @@ class Application:
             k, v = (t[place : place + 1].to(call.q) for t in (keys, values))
             same = self._agreement(run, place, call, call.grid, grid, CORRECTED).select(frames)
             matched = self._match(run, place, call, k, grid, part, frames) if settings.mode == "matcher" else None
-            read.append(Exemplar(k, v, same, matched, weight, settings, where))
+            read.append((Exemplar(k, v, same, matched, weight, settings, where), Origin(self, place, grid)))
         return read
 
     def _agreement(
@@ -161,6 +162,15 @@ class Application:
         same = self._agreement(run, place, call, small, small_exemplar, behaviour).select(frames)
         encoder = loaded.patcher.model.encoder(part, behaviour.part_encoder)
         return match(encoder, call.q, keys, call.heads, same, call.grid, grid, behaviour=behaviour)
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Whose tokens a layer reads: picture number `place` of a node, on this grid."""
+
+    application: Application
+    place: int
+    grid: grids.Grid
 
 
 @dataclass(frozen=True, eq=False)
@@ -209,15 +219,18 @@ class ReadExemplars:
                 continue
             frames = grids.frame_indices(options, last - first)
             call = _LayerCall(q[first:last], options["n_heads"], grid, view, frames)
-            exemplars = [
-                exemplar
+            read = [
+                pair
                 for application, features in run.keep((self, "read"), dict).get(chunk, ())
-                for exemplar in application.exemplars(run, options, call, features)
+                for pair in application.exemplars(run, options, call, features)
             ]
-            if exemplars:
+            if read:
                 change = torch.zeros_like(text) if change is None else change
-                rows = slice(first, last)
-                found = augmented_attention(q[rows], k[rows], v[rows], call.heads, exemplars, attend=_attend(options))
+                rows, attend = slice(first, last), _attend(options)
+                if OBSERVER in options and chunk == chunks[0][0]:
+                    attend = options[OBSERVER].watching(attend, grid, tuple(origin for _, origin in read))
+                exemplars = [exemplar for exemplar, _ in read]
+                found = augmented_attention(q[rows], k[rows], v[rows], call.heads, exemplars, attend=attend)
                 change[rows] = found - text[rows]
         return change
 

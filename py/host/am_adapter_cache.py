@@ -120,7 +120,8 @@ def _guest() -> Any:
 
 
 def _forget(patcher: Any, unpatch_all: bool = True) -> None:
-    store().clear()
+    if unpatch_all:  # the host also takes a model off its list for a moment, to load it again
+        store().clear()
 
 
 def attend_to_memory(model: Any) -> None:

@@ -184,16 +184,22 @@ def _checked(image: Tensor) -> Tensor:
     return (image.expand(*image.shape[:3], 3) if image.shape[-1] == 1 else image[..., :3]).detach().float().clamp(0, 1)
 
 
-def _place(model: Any) -> tuple[int, int]:
-    """(number of the first input block that halves the size, its channels). Raises ValueError if the model is no UNet."""
-    unet = model.get_model_object("diffusion_model")
+def first_halving(unet: Any) -> tuple[int, int] | None:
+    """(number of the first input block that halves the size, its channels): there a control is added. None if the network is no UNet."""
     for number, block in enumerate(getattr(unet, "input_blocks", ())):
         for layer in block:
             if isinstance(layer, Downsample):
                 return number, int(layer.out_channels)
-    raise ValueError(
-        f"{NODE}: this MODEL is {hooks.model_name(model)}, which has no UNet. Load a Stable Diffusion 1.5 checkpoint."
-    )
+    return None
+
+
+def _place(model: Any) -> tuple[int, int]:
+    found = first_halving(model.get_model_object("diffusion_model"))
+    if found is None:
+        raise ValueError(
+            f"{NODE}: this MODEL is {hooks.model_name(model)}, which has no UNet. Load a Stable Diffusion 1.5 checkpoint."
+        )
+    return found
 
 
 def _change_unet(clone: Any, control: LoadedControlNeXt, strength: float) -> None:

@@ -36,6 +36,7 @@ class Pictures:
     Args:
         latents: [n, c, h, w] in the model's own scale.
         labels: [n or 1, h, w], the classes in the target's alphabet. colours: the map in its palette, [n or 1, 3, h, w], 0..1.
+        thumbnails: [n, h, w, 3], 0..1, to show.
         prompt: the CONDITIONING that describes them; None reads them with the target's own prompt.
         source: one of SOURCES. limit: bytes of the store that they may use.
     """
@@ -43,6 +44,7 @@ class Pictures:
     latents: Tensor
     labels: Tensor
     colours: Tensor
+    thumbnails: Tensor
     prompt: Any
     source: str
     limit: int

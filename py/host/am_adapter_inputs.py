@@ -20,13 +20,15 @@ from .scope import Run
 LEAST_SIDE = 32  # pixels of an exemplar: four cells, since the UNet halves them three times
 STRETCH = 1.1  # from here on, another aspect ratio of picture and map is worth a notice
 LISTED = 8
+THUMBNAIL = 128  # pixels, for the preview
 
 
 @dataclass(frozen=True, eq=False)
 class Target:
-    """What is to be painted: labels [b, h, w], and how much each place may be changed, [b, h, w] in 0..1 or None."""
+    """What is to be painted: labels [b, h, w] and the names of the classes; how much each place may be changed, [b, h, w] in 0..1 or None."""
 
     labels: Tensor
+    names: tuple[str, ...]
     where: Tensor | None
 
     def where_on(self, run: Run, grid: grids.Grid, view: grids.View) -> Tensor | None:
@@ -41,11 +43,11 @@ class Target:
 def target_of(target_map: SemanticMap, mask: Tensor | None, node: str) -> Target:
     """The target of a node. Raises ValueError for a mask that is none."""
     if mask is None:
-        return Target(target_map.labels, None)
+        return Target(target_map.labels, target_map.names, None)
     if not bool(torch.isfinite(mask).all()) or mask.numel() == 0:
         raise ValueError(f"{node}: mask holds values that are no numbers, or nothing. Look at the node it comes from.")
     where = mask.detach().float().cpu().clamp(0, 1)
-    return Target(target_map.labels, where[None] if where.ndim == 2 else where.reshape(-1, *where.shape[-2:]))
+    return Target(target_map.labels, target_map.names, where.reshape(-1, *where.shape[-2:]))
 
 
 def exemplar_pictures(
@@ -82,7 +84,9 @@ def exemplar_pictures(
     latents = model.model.process_latent_in(latents.float()).expand(count, -1, -1, -1).cpu()
     colours = rearrange(exemplar_map.to_image(), "b h w c -> b c h w").expand(count, -1, -1, -1)
     token = " ".join((am_adapter_cache.digest(latents), am_adapter_cache.digest(exemplar_map.labels), exemplar_map.palette.name))
-    return Pictures(latents, labels, colours, prompt, source, limit, token)
+    small = F.adaptive_avg_pool2d(rearrange(pixels, "n h w c -> n c h w"), [min(THUMBNAIL, side) for side in pixels.shape[1:3]])
+    thumbnails = rearrange(small, "n c h w -> n h w c").expand(count, -1, -1, -1)
+    return Pictures(latents, labels, colours, thumbnails, prompt, source, limit, token)
 
 
 def in_alphabet(exemplar_map: SemanticMap, target_map: SemanticMap, node: str) -> Tensor:

@@ -11,20 +11,26 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from ..am_adapter.agreement import CORRECTED
+from ..am_adapter.checkpoint import matcher_metadata
+from ..am_adapter.model import ControlNeXt, Matcher
+from ..am_adapter.training import begin_as_class_bias_
 from ..playground.judge import Judge
-from ..playground.recipes import autoencoder, base, image_encoder, judge
-from . import playground
+from ..playground.recipes import am_adapter, autoencoder, base, image_encoder, judge
+from . import am_adapter_training, playground
 
 log = logging.getLogger("exemplary")
 
 INITIAL_SEED = 1  # of every network's first weights; the batches have the seed of their schedule
+#: In the model folder am_adapter, so that the ordinary Load nodes list them.
+CONTROLNEXT_FILE, MATCHER_FILE = "am_adapter/playground_controlnext", "am_adapter/playground_matcher"
 CHECKPOINTS = playground.ASSETS.parents[1] / "output" / "playground"
 
 
 def _ship(name: str, state: dict[str, Tensor], **facts: object) -> None:
-    """Write one file in float16 beside the others, with what it is in its metadata."""
-    playground.ASSETS.mkdir(parents=True, exist_ok=True)
+    """Write one file in float16, with what it is in its metadata. `folder/name` lists it in the model folder of that name."""
     path = playground.ASSETS / f"{name}.safetensors"
+    path.parent.mkdir(parents=True, exist_ok=True)
     save_file(
         {key: value.detach().half().contiguous() for key, value in state.items()}, path, {k: str(v) for k, v in facts.items()}
     )
@@ -87,12 +93,58 @@ def train_image_encoder(folder: Path) -> None:
     _ship("text_encoder", shipped, steps=base.SCHEDULE.steps)
 
 
+def _finished(module: nn.Module, name: str) -> nn.Module:
+    """The shipped weights of a file in a frozen float32 module."""
+    module.load_state_dict({k: v.float() for k, v in playground.read_weights(name).items()}, strict=False)
+    return module.requires_grad_(False).eval()
+
+
+def _finished_parts() -> tuple[nn.Module, Any, Any]:
+    """The shipped UNet, and how text and pictures become what it reads."""
+    text = _finished(playground.new_text_model(), "text_encoder")
+    encoder = _finished(playground.new_autoencoder(), "vae")
+    return (
+        _finished(playground.new_unet(), "unet"),
+        lambda tokens: playground.text_features(text, tokens),
+        _encode_with(encoder),
+    )
+
+
+def train_controlnext(folder: Path) -> None:
+    """ControlNeXt on streets, inside the finished base model."""
+    unet, text, encode = _finished_parts()
+    torch.manual_seed(INITIAL_SEED)
+    control = ControlNeXt(am_adapter.CONTROLNEXT)
+    am_adapter.train_controlnext(control, am_adapter_training.controlled(unet, control), text, encode, folder)
+    _ship(CONTROLNEXT_FILE, control.state_dict(), steps=am_adapter.CONTROL_SCHEDULE.steps)
+
+
+def train_matcher(folder: Path) -> None:
+    """AM-Adapter's matcher on two views of each street, inside the finished base model with its ControlNeXt."""
+    unet, text, encode = _finished_parts()
+    control: Any = _finished(ControlNeXt(am_adapter.CONTROLNEXT), CONTROLNEXT_FILE)
+    torch.manual_seed(INITIAL_SEED)
+    matcher = Matcher(am_adapter.MATCHER)
+    begin_as_class_bias_(matcher)
+    predict = am_adapter_training.MatchedUNet(unet, control, matcher)
+    am_adapter.train_matcher(matcher, predict, text, encode, folder)
+    facts = {**matcher_metadata(am_adapter.MATCHER, CORRECTED), "steps": am_adapter.MATCHER_SCHEDULE.steps}
+    _ship(MATCHER_FILE, matcher.state_dict(), **facts)
+
+
 def main(arguments: list[str]) -> int:
     """`dev.py playground train [STAGE ...]`: train these stages, all by default, in order.
 
     Checkpoints in `output/playground` resume; a finished stage only writes its file again.
     """
-    runs = {"autoencoder": train_autoencoder, "base": train_base, "judge": train_judge, "image_encoder": train_image_encoder}
+    runs = {
+        "autoencoder": train_autoencoder,
+        "base": train_base,
+        "judge": train_judge,
+        "image_encoder": train_image_encoder,
+        "controlnext": train_controlnext,
+        "matcher": train_matcher,
+    }
     unknown = [name for name in arguments if name not in runs]
     if unknown:
         log.error("There is no stage %r. The stages are: %s.", unknown[0], ", ".join(runs))
