@@ -120,7 +120,7 @@ def read(reading: _Reading, pictures: Pictures, sigma: float) -> Features:
     if pictures.source == "clean":
         return _kept(reading, pictures, ("clean",), partial(reading.read, pictures, latents, lowest))
     if pictures.source == "noise":
-        noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(NOISE_SEED)).to(latents)
+        noise = torch.randn(latents[:1].shape, generator=torch.Generator().manual_seed(NOISE_SEED)).to(latents).expand_as(latents)
         noisy = reading.sampling.noise_scaling(reading.sigmas(sigma, len(pictures)), noise, latents)
         return _kept(reading, pictures, ("noise", sigma), partial(reading.read, pictures, noisy, sigma))
     walk = partial(_kept, reading, pictures, ("walk",), partial(_inverted, reading, pictures, latents))
