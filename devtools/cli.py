@@ -163,11 +163,13 @@ def _playground_evaluate(options: argparse.Namespace) -> int:
 def _train(options: argparse.Namespace) -> int:
     from . import testing
 
-    trainers = sorted(path.parent.name for path in (ROOT / "py").glob("*/training.py"))
+    rooms = (path.stem.removesuffix("_training") for path in (ROOT / "py" / "host").glob("*_training.py"))
+    trainers = sorted(room for room in rooms if room != "playground")
     if options.technique not in trainers:
         known = f"These techniques have one: {', '.join(trainers)}." if trainers else "No technique has one yet."
         raise Trouble(f"There is no trainer for {options.technique!r} in this version of the pack. {known}")
-    return testing.inside(*_ready(options), f"py.{options.technique}.training", ["--config", str(Path(options.config).resolve())])
+    arguments = ["--config", str(Path(options.config).resolve())]
+    return testing.inside(*_ready(options, dev=True), f"py.host.{options.technique}_training", arguments)
 
 
 def _convert(options: argparse.Namespace) -> int:

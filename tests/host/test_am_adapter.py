@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 
 import comfy.model_management
 import comfy.sample
@@ -17,6 +18,7 @@ from pack.py.host import am_adapter, am_adapter_cache, am_adapter_controlnext, a
 from pack.py.host.am_adapter_cache import Features, FeatureStore
 from pack.py.semantic.palettes import VOID, named_palette
 from pack.py.semantic.semantic_map import SemanticMap
+from PIL import Image
 from safetensors.torch import save_file
 
 MATCHER = MatcherLayout(heads=2, widths=(4, 8, 4))
@@ -421,3 +423,52 @@ def test_schemas_match_their_functions(node):
     schema = node.define_schema()
     node.GET_SCHEMA()
     assert schema.node_id == node.__name__ and [i.id for i in schema.inputs] == list(inspect.signature(node.execute).parameters)
+
+
+@pytest.mark.parametrize(
+    "text, says",
+    [
+        ("{", "no JSON"),
+        ('{"stage": "matcher", "steps_": 1}', "unknown: steps_"),
+        ('{"stage": "matcher"}', "missing: checkpoint, pairs, output"),
+        ('{"stage": "three", "checkpoint": "a", "pairs": "b", "output": "c"}', "stage is 'three'"),
+        ('{"stage": "matcher", "checkpoint": "a", "pairs": "b", "output": "c"}', "needs controlnext"),
+        ('{"stage": "controlnext", "checkpoint": "a", "pairs": "b", "output": "c", "size": 100}', "multiple of 64"),
+    ],
+)
+def test_a_configuration_says_what_is_wrong(text, says):
+    with pytest.raises(ValueError, match=says):
+        am_adapter_training.read_config(text)
+
+
+def test_a_users_pairs_train_both_stages(tmp_path, monkeypatch, sd15):
+    """The whole trainer for two steps of each stage, on a tiny checkpoint."""
+    import comfy.sd
+
+    for folder in ("images", "maps"):
+        (tmp_path / folder).mkdir()
+    for name in ("a", "b"):
+        for folder, picture in (("images", tiny.picture(70, 90)), ("maps", tiny.street_map(70, 90).to_image())):
+            Image.fromarray((picture[0] * 255).round().byte().numpy()).save(tmp_path / folder / f"{name}.png")
+    monkeypatch.setattr(
+        comfy.sd, "load_checkpoint_guess_config", lambda path: (tiny.tiny_model(), TinyText(), tiny.TinyVAE(), None)
+    )
+    common = {"checkpoint": "x", "pairs": str(tmp_path), "palette": "playground", "size": 64, "batch": 2, "steps": 2}
+    control, matcher = str(tmp_path / "control.safetensors"), str(tmp_path / "matcher.safetensors")
+    for more in (
+        {"stage": "controlnext", "output": control, "train_unet": True},
+        {"stage": "matcher", "output": matcher, "controlnext": control},
+    ):
+        config = tmp_path / "config.json"
+        config.write_text(json.dumps({**common, **more}))
+        assert am_adapter_training.main(["--config", str(config)]) == 0
+    monkeypatch.setattr(folders, "path", lambda folder, file, *more: str(tmp_path / file))
+    loaded = am_adapter_controlnext.load("control.safetensors", "control_unet.safetensors", "increments")
+    with_map = am_adapter_controlnext.apply(sd15, loaded, tiny.street_map())
+    patched = exemplar(with_map, adapter=am_adapter.load("matcher.safetensors"))
+    assert tiny.sample(patched, steps=1).isfinite().all()
+
+
+class TinyText(tiny.TinyCLIP):
+    def encode_from_tokens(self, tokens):
+        return super().encode_from_tokens(tokens)[:1], None
