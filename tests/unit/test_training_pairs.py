@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import tarfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ def png(value, size=(6, 4)):
 
 
 def check(pairs):
-    assert [pair.name.rpartition(":")[2].split(".")[0] for pair in pairs] == ["a", "b"]
+    assert [Path(pair.name.rpartition(":")[2]).stem for pair in pairs] == ["a", "b"]
     for value, pair, text in zip((51, 102), pairs, ("a street", "")):
         picture, coloured, caption = pair.load()
         assert picture.shape == (4, 6, 3) and caption == text
