@@ -255,7 +255,7 @@ def read_exemplars(executor: Any, *args: Any, **kwargs: Any) -> Any:
     """DIFFUSION_MODEL wrapper: read the exemplars, then run the UNet."""
     arguments = {**dict(zip(("x", "timesteps", "context", "y", "control", "transformer_options"), args)), **kwargs}
     options = arguments["transformer_options"]
-    run = scope.current(options)
+    run: Any = scope.current(options)
     ours = [t for t in scope.slots.techniques(options) if isinstance(t, ReadExemplars)] if run is not None else []
     try:
         for technique in ours:

@@ -168,7 +168,8 @@ def apply(
         )
     if strength == 0.0 or percent.empty:
         return model
-    hint = rearrange(_checked(image) if semantic_map is None else semantic_map.to_image(), "b h w c -> b c h w")
+    drawn = _checked(image) if image is not None else semantic_map.to_image()  # type: ignore[union-attr]
+    hint = rearrange(drawn, "b h w c -> b c h w")
     patch = ControlNeXtPatch(control, hint, semantic_map is not None, strength, percent, block)
     clone = hooks.install_list_patch(model, PATCH, patch)
     networks.serve(clone, "exemplary_controlnext", [control.patcher])

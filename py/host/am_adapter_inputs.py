@@ -84,7 +84,8 @@ def exemplar_pictures(
     latents = model.model.process_latent_in(latents.float()).expand(count, -1, -1, -1).cpu()
     colours = rearrange(exemplar_map.to_image(), "b h w c -> b c h w").expand(count, -1, -1, -1)
     token = " ".join((am_adapter_cache.digest(latents), am_adapter_cache.digest(exemplar_map.labels), exemplar_map.palette.name))
-    small = F.adaptive_avg_pool2d(rearrange(pixels, "n h w c -> n c h w"), [min(THUMBNAIL, side) for side in pixels.shape[1:3]])
+    h, w = (min(THUMBNAIL, side) for side in pixels.shape[1:3])
+    small = F.adaptive_avg_pool2d(rearrange(pixels, "n h w c -> n c h w"), (h, w))
     thumbnails = rearrange(small, "n c h w -> n h w c").expand(count, -1, -1, -1)
     return Pictures(latents, labels, colours, thumbnails, prompt, source, limit, token)
 
