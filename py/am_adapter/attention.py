@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -81,6 +81,8 @@ class Exemplar:
         agreement: C between target and exemplar on the layer's grids. Not needed for concat_only and matcher (without balance).
         match: for matcher.
         weight: of this exemplar among others, 0 or more.
+        settings: its own, where exemplars are read in different ways by one layer; None takes the layer's.
+        where: [rows or 1, l], 0..1, its own effect mask; None takes the layer's.
     """
 
     keys: Tensor
@@ -88,6 +90,25 @@ class Exemplar:
     agreement: Agreement | None = None
     match: Match | None = None
     weight: float = 1.0
+    settings: Settings | None = None
+    where: Tensor | None = None
+
+    def resolved(self, settings: Settings, where: Tensor | None) -> Exemplar:
+        """The same with settings and mask for sure."""
+        return replace(
+            self,
+            settings=settings if self.settings is None else self.settings,
+            where=where if self.where is None else self.where,
+        )
+
+    @property
+    def chosen(self) -> Settings:
+        return Settings() if self.settings is None else self.settings
+
+    @property
+    def share(self) -> float:
+        """w without the mask."""
+        return self.chosen.strength * self.weight
 
 
 def plain(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
@@ -151,68 +172,72 @@ def augmented_attention(
         ValueError: the mode needs an agreement or a match that an exemplar lacks, or theirs is of another grid.
     """
     b, l, _ = q.shape
-    exemplars = [exemplar for exemplar in exemplars if settings.strength * exemplar.weight > 0.0]
+    exemplars = [exemplar.resolved(settings, where) for exemplar in exemplars]
+    exemplars = [exemplar for exemplar in exemplars if exemplar.share > 0.0]
     query = _split(q, heads)
     if not exemplars:
         return _joined(attend(query, _split(k, heads), _split(v, heads), None))
-    _check(exemplars, l, settings)
+    for exemplar in exemplars:
+        _check(exemplar, l)
     keys = _split(torch.cat([k, *(exemplar.keys.expand(b, -1, -1).to(k) for exemplar in exemplars)], dim=1), heads)
     values = _split(torch.cat([v, *(exemplar.values.expand(b, -1, -1).to(v) for exemplar in exemplars)], dim=1), heads)
-    if settings.mode == "concat_only" and where is None and settings.balance == 0.0 and _all_one(exemplars, settings):
+    if all(_is_unbiased(exemplar) for exemplar in exemplars):
         return _joined(attend(query, keys, values, None))
-    biases = [_bias(exemplar, settings) for exemplar in exemplars]
-    own = _own(exemplars, settings, where)
-    width = heads if settings.mode == "matcher" else 1
+    biases = [_bias(exemplar) for exemplar in exemplars]
+    own, own_tokens = _own(exemplars), k.shape[1]  # another patch may have given the layer more keys than places
+    width = heads if any(exemplar.chosen.mode == "matcher" for exemplar in exemplars) else 1
     out = []
     for rows in slices(l, settings.chunk // (b * width * keys.shape[2])):
-        masks = [bias(rows, None if where is None else where[:, rows]) for bias in biases]
         shape = (b, width, rows.stop - rows.start)
-        first = q.new_zeros(*shape, l) if own is None else rearrange(own[:, rows], "b r -> b 1 r 1").expand(*shape, l).to(q)
-        mask = torch.cat([first, *(part.to(q).expand(*shape, -1) for part in masks)], dim=-1).clamp_(min=_NEVER)
+        if own is None:
+            first = q.new_zeros(*shape, own_tokens)
+        else:
+            first = rearrange(own[:, rows], "b r -> b 1 r 1").expand(*shape, own_tokens).to(q)
+        mask = torch.cat([first, *(bias(rows).to(q).expand(*shape, -1) for bias in biases)], dim=-1).clamp_(min=_NEVER)
         out.append(attend(query[:, :, rows], keys, values, mask))
     return _joined(torch.cat(out, dim=2))
 
 
-def _all_one(exemplars: Sequence[Exemplar], settings: Settings) -> bool:
-    return all(settings.strength * exemplar.weight == 1.0 for exemplar in exemplars)
+def _is_unbiased(exemplar: Exemplar) -> bool:
+    settings = exemplar.chosen
+    return settings.mode == "concat_only" and exemplar.where is None and settings.balance == 0.0 and exemplar.share == 1.0
 
 
-def _check(exemplars: Sequence[Exemplar], tokens: int, settings: Settings) -> None:
-    for exemplar in exemplars:
-        agreement = exemplar.agreement
-        if settings.mode == "matcher" and exemplar.match is None:
-            raise ValueError(
-                "AM-Adapter: the mode matcher needs a match with the exemplar. Load a matcher, or choose class_bias."
-            )
-        needed = settings.balance != 0.0 or settings.mode in ("class_bias", "hard_mask", "masactrl")
-        if needed and agreement is None:
-            raise ValueError(
-                f"AM-Adapter: the mode {settings.mode} compares classes, so it needs semantic maps of target and exemplar. "
-                "Give both, or choose concat_only with a balance of 0."
-            )
-        places = (tokens, exemplar.keys.shape[1])
-        if needed and agreement is not None and (agreement.rows.shape[1], agreement.keys.shape[1]) != places:
-            raise ValueError(
-                f"AM-Adapter: the classes are compared on {agreement.rows.shape[1]} target and {agreement.keys.shape[1]} exemplar "
-                f"places, but the layer has {places[0]} and {places[1]}."
-            )
+def _check(exemplar: Exemplar, tokens: int) -> None:
+    settings, agreement = exemplar.chosen, exemplar.agreement
+    if settings.mode == "matcher" and exemplar.match is None:
+        raise ValueError("AM-Adapter: the mode matcher needs a match with the exemplar. Load a matcher, or choose class_bias.")
+    needed = settings.balance != 0.0 or settings.mode in ("class_bias", "hard_mask", "masactrl")
+    if needed and agreement is None:
+        raise ValueError(
+            f"AM-Adapter: the mode {settings.mode} compares classes, so it needs semantic maps of target and exemplar. "
+            "Give both, or choose concat_only with a balance of 0."
+        )
+    places = (tokens, exemplar.keys.shape[1])
+    if needed and agreement is not None and (agreement.rows.shape[1], agreement.keys.shape[1]) != places:
+        raise ValueError(
+            f"AM-Adapter: the classes are compared on {agreement.rows.shape[1]} target and {agreement.keys.shape[1]} exemplar "
+            f"places, but the layer has {places[0]} and {places[1]}."
+        )
 
 
-def _bias(exemplar: Exemplar, settings: Settings) -> Callable[[slice, Tensor | None], Tensor]:
+def _bias(exemplar: Exemplar) -> Callable[[slice], Tensor]:
     """log w + balance + g of an exemplar, for a slice of target places: [b, 1 or n, r, m]. Minus infinity where w is 0."""
-    agreement = exemplar.agreement
+    settings, agreement = exemplar.chosen, exemplar.agreement
     if agreement is not None and settings.mode in ("hard_mask", "masactrl"):
         agreement = agreement.hard()
     balance = None
     if settings.balance != 0.0 and agreement is not None:
         balance = rearrange(settings.balance * agreement.balance().float(), "b m -> b 1 1 m")
-    log_weight = math.log(settings.strength * exemplar.weight)
+    log_weight = math.log(exemplar.share)
 
-    def block(rows: slice, where: Tensor | None) -> Tensor:
+    def block(rows: slice) -> Tensor:
         found = _g(exemplar, agreement, settings, rows) + log_weight
         if balance is not None:
             found = found + balance
-        return found if where is None else found + rearrange(where.float().log(), "b r -> b 1 r 1").to(found.device)
+        if exemplar.where is None:
+            return found
+        return found + rearrange(exemplar.where[:, rows].float().log(), "b r -> b 1 r 1").to(found.device)
 
     return block
 
@@ -229,20 +254,19 @@ def _g(exemplar: Exemplar, agreement: Agreement | None, settings: Settings, rows
     return torch.where(c > 0.5, 0.0, -math.inf)
 
 
-def _own(exemplars: Sequence[Exemplar], settings: Settings, where: Tensor | None) -> Tensor | None:
-    """a: what masactrl adds to the logits of a place's own tokens, [b or 1, l], float32; None in other modes."""
-    if settings.mode != "masactrl":
-        return None
+def _own(exemplars: Sequence[Exemplar]) -> Tensor | None:
+    """a: what masactrl adds to the logits of a place's own tokens, [b or 1, l], float32; None if no exemplar has this mode."""
     shares = []
     for exemplar in exemplars:
-        if exemplar.agreement is not None:
+        if exemplar.chosen.mode == "masactrl" and exemplar.agreement is not None:
             hard = exemplar.agreement.hard()
             # A place has one class; it is shared if any exemplar place has it. No need for the pairs.
             shared = hard.rows.float() @ rearrange(hard.keys.float().amax(dim=1), "b k -> b k 1")
-            shares.append(settings.strength * exemplar.weight * shared.squeeze(-1))
-    replaced = torch.stack(shares).amax(dim=0)
-    replaced = replaced if where is None else replaced * where.to(replaced)
-    return torch.log1p(-replaced.clamp(max=1.0))
+            share = exemplar.share * shared.squeeze(-1)
+            shares.append(share if exemplar.where is None else share * exemplar.where.to(share))
+    if not shares:
+        return None
+    return torch.log1p(-torch.stack(torch.broadcast_tensors(*shares)).amax(dim=0).clamp(max=1.0))
 
 
 @dataclass(frozen=True, eq=False)

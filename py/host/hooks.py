@@ -44,12 +44,15 @@ def model_name(model: Any) -> str:
     return type(getattr(model.model, "model_config", model.model)).__name__
 
 
-def install(model: Any, techniques: dict[str, Technique], keys: list[LayerKey]) -> Any:
-    """A clone of this MODEL with one technique per kind of attention, {"attn1" | "attn2": technique}, in these layers."""
+def install(model: Any, techniques: dict[str, Technique], keys: list[LayerKey], instead_of: Technique | None = None) -> Any:
+    """A clone of this MODEL with one technique per kind of attention, {"attn1" | "attn2": technique}, in these layers.
+
+    `instead_of` is a technique of an earlier node that the new one continues; it leaves the slots.
+    """
     clone = model.clone()
     scope.install(clone)
     for name, technique in techniques.items():
-        replace_attention(clone, name, technique, keys)
+        replace_attention(clone, name, technique, keys, instead_of)
     return clone
 
 

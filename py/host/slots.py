@@ -20,7 +20,7 @@ pack that fills the two-part key `(block, number)` after us, which the host neve
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from comfy.ldm.modules.attention import optimized_attention
@@ -29,15 +29,20 @@ from torch import Tensor
 REPLACED = ("attn1", "attn2")
 
 
-class Technique(Protocol):
+@runtime_checkable
+class RunAware(Protocol):
+    """What checks its inputs before a run; patches of the list kind may do so too."""
+
+    def before_run(self, run: Any) -> None:
+        """Called once before sampling: raise ValueError here if an input cannot work with this run."""
+        ...
+
+
+class Technique(RunAware, Protocol):
     """What a technique puts into a slot. Frozen, no tensors of its own, the same object in every layer and every clone."""
 
     def active(self, options: dict) -> bool:
         """Whether it acts in this model call; if no technique does, the layer computes exactly what it did without us."""
-        ...
-
-    def before_run(self, run: Any) -> None:
-        """Called once before sampling: raise ValueError here if an input cannot work with this run."""
         ...
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, options: dict, text: Tensor) -> Tensor | None:
@@ -61,8 +66,9 @@ class AttentionSlot:
     def __deepcopy__(self, memo: dict) -> AttentionSlot:
         return self.copy()  # techniques are frozen, and the occupant's tensors must not multiply with every clone
 
-    def with_technique(self, technique: Technique) -> AttentionSlot:
-        return AttentionSlot(self.occupant, (*self.techniques, technique), self.added)
+    def with_technique(self, technique: Technique, instead_of: Technique | None = None) -> AttentionSlot:
+        kept = tuple(other for other in self.techniques if other is not instead_of)
+        return AttentionSlot(self.occupant, (*kept, technique), self.added)
 
     def add(self, callback: Callable, **kwargs: Any) -> None:
         """The de-facto protocol of other packs. Replaces our tuple, so that no copy of this slot sees it."""
@@ -112,13 +118,15 @@ def attention_of_own_rows(options: dict) -> Callable[[Tensor, Tensor, Tensor], T
     return attend
 
 
-def replace_attention(model: Any, name: str, technique: Technique, keys: list[tuple[str, int, int]]) -> None:
+def replace_attention(
+    model: Any, name: str, technique: Technique, keys: list[tuple[str, int, int]], instead_of: Technique | None = None
+) -> None:
     """Put a technique into the replace slot `name` ("attn1" or "attn2") of these layers. `model` must be our own clone."""
     table = model.model_options["transformer_options"].get("patches_replace", {}).get(name, {})
     for key in keys:
         occupant = table.get(key, table.get(key[:2]))
         slot = occupant if isinstance(occupant, AttentionSlot) else AttentionSlot(occupant)
-        model.set_model_patch_replace(slot.with_technique(technique), name, *key)
+        model.set_model_patch_replace(slot.with_technique(technique, instead_of), name, *key)
 
 
 def separate_clones(old: Any, new: Any) -> None:
@@ -131,9 +139,14 @@ def separate_clones(old: Any, new: Any) -> None:
                 table[key] = patch.copy()
 
 
-def techniques(options: dict) -> Iterator[Technique]:
-    """Every technique of ours in these transformer_options, each once however many layers it is in."""
+def techniques(options: dict) -> Iterator[RunAware]:
+    """Everything of ours in these transformer_options that wants to know of a run, each once however many layers it is in."""
     seen = set()
+    for patches in options.get("patches", {}).values():
+        for patch in patches:
+            if isinstance(patch, RunAware) and id(patch) not in seen:
+                seen.add(id(patch))
+                yield patch
     for name in REPLACED:
         for slot in options.get("patches_replace", {}).get(name, {}).values():
             for technique in slot.techniques if isinstance(slot, AttentionSlot) else ():

@@ -36,11 +36,14 @@ class Figure:
     def record(self) -> dict[str, object]:
         """The form that reports keep: name, value, unit, and target and ok where there is a bound."""
         found: dict[str, object] = {"name": self.name, "value": self.value, "unit": self.unit}
-        for sign, bound in ((">=", self.at_least), ("<=", self.at_most)):
-            if bound is not None:
-                shown = f"{100 * bound:g} %" if self.unit == "%" else f"{bound:g} {self.unit}"
-                found |= {"target": f"{sign} {shown}", "ok": self.value >= bound if sign == ">=" else self.value <= bound}
+        if self.at_least is not None:
+            found |= {"target": f">= {self._shown(self.at_least)}", "ok": self.value >= self.at_least}
+        if self.at_most is not None:
+            found |= {"target": f"<= {self._shown(self.at_most)}", "ok": self.value <= self.at_most}
         return found
+
+    def _shown(self, bound: float) -> str:
+        return f"{100 * bound:g} %" if self.unit == "%" else f"{bound:g} {self.unit}"
 
 
 def held_out(kind: str, number: int, first: int = 0, **wish) -> list[Scene]:

@@ -13,7 +13,7 @@ import foreign
 import pytest
 import tiny
 import torch
-from pack.py.host import grids, hooks, ifadapter, scope
+from pack.py.host import am_adapter, grids, hooks, ifadapter, scope
 from pack.py.host.schedule import PercentRange
 from pack.py.host.slots import AttentionSlot
 from pack.py.ifadapter.instances import Instance, Instances
@@ -60,7 +60,12 @@ def layout(model, instances=BOXES, **more):
     return ifadapter.apply(model, tiny.TinyCLIP(tiny.text_width(model)), instances, **more)
 
 
-TECHNIQUES = {"probe": lambda model: probed(model)[0], "layout": layout}
+def exemplar(model, **more):
+    pictures = tiny.picture(), tiny.street_map(96, 128), tiny.street_map(ground=0.7)
+    return am_adapter.apply(model, tiny.TinyVAE(), *pictures, **more)
+
+
+TECHNIQUES = {"probe": lambda model: probed(model)[0], "layout": layout, "exemplar": exemplar}
 
 
 @pytest.fixture(params=TECHNIQUES)
@@ -162,9 +167,10 @@ def test_five_chained_clones_add_no_tensors(model, technique):
 def test_a_slot_is_never_in_two_models(model, technique):
     patched = technique(model)
     clone = patched.clone()
-    for key, slot in patched.model_options["transformer_options"]["patches_replace"]["attn2"].items():
-        other = clone.model_options["transformer_options"]["patches_replace"]["attn2"][key]
-        assert isinstance(slot, AttentionSlot) and other is not slot and other.techniques == slot.techniques
+    for name, table in patched.model_options["transformer_options"]["patches_replace"].items():
+        for key, slot in table.items():
+            other = clone.model_options["transformer_options"]["patches_replace"][name][key]
+            assert isinstance(slot, AttentionSlot) and other is not slot and other.techniques == slot.techniques
 
 
 def test_add_on_a_clone_leaves_the_original_alone(model, technique):

@@ -164,6 +164,32 @@ def tiny_clip(dual: bool):
     return comfy.sd.CLIP(Target())
 
 
+class TinyVAE:
+    """The one call of the host's VAE that encodes a picture: means of 8x8 pixels, four channels."""
+
+    def encode(self, pixels):
+        h, w = pixels.shape[1:3]
+        means = torch.nn.functional.adaptive_avg_pool2d(pixels.movedim(-1, 1), (h // 8, w // 8))
+        return torch.cat([means, means[:, :1]], dim=1) * 4 - 2
+
+
+def picture(h: int = 96, w: int = 128, batch: int = 1, seed: int = 0):
+    """IMAGE of blocks of colour."""
+    blocks = torch.rand(batch, 3, 6, 8, generator=torch.Generator().manual_seed(seed))
+    return torch.nn.functional.interpolate(blocks, (h, w)).movedim(1, -1).contiguous()
+
+
+def street_map(h: int = 64, w: int = 64, batch: int = 1, ground: float = 0.5):
+    """EXEMPLARY_SEMANTIC_MAP of sky over road, a house on the left."""
+    from pack.py.semantic.palettes import named_palette
+    from pack.py.semantic.semantic_map import SemanticMap
+
+    labels = torch.full((batch, h, w), 1, dtype=torch.uint8)
+    labels[:, int(h * ground) :] = 3
+    labels[:, h // 4 : int(h * ground), : w // 3] = 4
+    return SemanticMap(labels, named_palette("playground"))
+
+
 def text_width(model) -> int:
     return model.model.model_config.unet_config["context_dim"]
 

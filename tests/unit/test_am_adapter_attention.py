@@ -337,3 +337,16 @@ def test_what_is_missing_is_named(scene):
 def test_settings_that_mean_nothing_are_refused(wrong):
     with pytest.raises(ValueError, match="AM-Adapter"):
         Settings(**wrong)
+
+
+def test_exemplars_of_one_layer_may_have_settings_and_masks_of_their_own(scene):
+    """Two exemplars in two modes weigh in one softmax; one that is masked away is as if it were not there."""
+    qkv, keys, values, c = scene
+    exemplar = Exemplar(keys, values, c)
+    nowhere = torch.zeros(1, TARGET[0] * TARGET[1])
+    first = dataclasses.replace(exemplar, settings=Settings("hard_mask", strength=0.5))
+    second = dataclasses.replace(exemplar, settings=Settings("concat_only"), where=nowhere)
+    alone = augmented_attention(*qkv, HEADS, [exemplar], Settings("hard_mask", strength=0.5))
+    torch.testing.assert_close(augmented_attention(*qkv, HEADS, [first, second]), alone, **CLOSE)
+    both = augmented_attention(*qkv, HEADS, [first, dataclasses.replace(second, where=None)])
+    assert not torch.allclose(both, alone)

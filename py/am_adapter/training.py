@@ -1,0 +1,94 @@
+"""What is special about training AM-Adapter (arXiv 2412.03150): its exemplars, its augmented layers, and where a matcher begins.
+
+Stage 1 trains ControlNeXt (and the UNet, if wished) to follow maps. Stage 2 trains the matcher alone. Both predict the noise:
+
+    loss = mean |eps - eps_theta(z_t, t, ...)|^2
+
+The authors published no training code. In stage 2 the exemplar is a second view of the target itself, as their data class suggests: what
+it shows belongs to the same classes with the same look, at other places.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor
+
+from .agreement import CORRECTED, Behaviour, Grid, agreement
+from .attention import Exemplar, Settings, augmented_attention, match, matching_grid
+from .model import Encoder, Matcher
+
+#: (noisy latents [b, c, h, w], timesteps [b]) -> the predicted noise.
+Predict = Callable[[Tensor, Tensor], Tensor]
+
+
+def noise_loss(predict: Predict, latent: Tensor, timesteps: Tensor, noise: Tensor, alphas_cumprod: Tensor) -> Tensor:
+    """The loss above for latents [b, c, h, w] in the model's scale."""
+    a = rearrange(alphas_cumprod[timesteps].to(latent), "b -> b 1 1 1")
+    return F.mse_loss(predict(a.sqrt() * latent + (1 - a).sqrt() * noise, timesteps).float(), noise.float())
+
+
+def second_view(picture: Tensor, labels: Tensor, rng: torch.Generator, least: float = 0.7) -> tuple[Tensor, Tensor]:
+    """Another look at a picture: a window of `least` to all of each side, mirrored half of the time, at the old size.
+
+    Args:
+        picture: [3, h, w], 0..1. labels: [h, w], its map.
+
+    Returns:
+        The same two of the window.
+    """
+    h, w = labels.shape
+    share = least + (1 - least) * float(torch.rand((), generator=rng))
+    rows, columns = max(1, round(share * h)), max(1, round(share * w))
+    top = int(torch.randint(0, h - rows + 1, (), generator=rng))
+    left = int(torch.randint(0, w - columns + 1, (), generator=rng))
+    window = (slice(top, top + rows), slice(left, left + columns))
+    picture = F.interpolate(picture[None, :, window[0], window[1]], (h, w), mode="bilinear", antialias=True)[0]
+    labels = F.interpolate(labels[None, None, window[0], window[1]].float(), (h, w), mode="nearest-exact")[0, 0].to(labels.dtype)
+    if bool(torch.rand((), generator=rng) < 0.5):
+        picture, labels = picture.flip(-1), labels.flip(-1)
+    return picture, labels
+
+
+def trained_layer(
+    encoder: Encoder,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    heads: int,
+    exemplar: tuple[Tensor, Tensor],
+    labels: tuple[Tensor, Tensor],
+    grids: tuple[Grid, Grid],
+    void: int | None,
+    behaviour: Behaviour = CORRECTED,
+) -> Tensor:
+    """A layer whose every row reads an exemplar of its own through the matcher: [b, l, c], differentiable in the encoder.
+
+    Args:
+        q, k, v: [b, l, c]. exemplar: its keys and values, [b, m, c]. labels: maps of targets and exemplars, [b, h, w].
+        grids: of the layer, for target and exemplar. void: a label that matches nothing.
+    """
+    small = [matching_grid(grid, behaviour) for grid in grids]
+    same = agreement(*labels, small[0], small[1], behaviour=behaviour, void=void).to(q.device, q.dtype)
+    matched = match(encoder, q, exemplar[0], heads, same, *grids, behaviour=behaviour)
+    return augmented_attention(q, k, v, heads, [Exemplar(*exemplar, match=matched)], Settings("matcher"))
+
+
+@torch.no_grad()
+def begin_as_class_bias_(matcher: Matcher, spread: float = 0.3, height: float = 1.5) -> None:
+    """Let a new matcher start near its closed form, P = b C: half of the channels hand C on, the rest is a smaller random beginning."""
+    for encoder in matcher.encoders:
+        for place, (convolution, norm) in enumerate(encoder.conv4d):  # type: ignore[union-attr, arg-type]
+            query, support = convolution.query_conv, convolution.supp_conv
+            for weight in (query.weight, support.weight, query.bias, support.bias):
+                weight.mul_(spread)
+            outer, inner = query.weight.shape[:2]
+            last = place == len(encoder.widths) - 1  # type: ignore[arg-type, union-attr]
+            for channel in range(outer if last else outer // 2):
+                source = inner - 1 if place == 0 else channel % max(1, inner // 2)
+                query.weight[channel, source, 0, 0] += 1.0
+            if last:
+                norm.weight.fill_(height)

@@ -1,0 +1,61 @@
+"""Measures AM-Adapter on the playground: held-out streets painted in the look of others. For `dev.py playground evaluate`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..playground import transfer
+from ..playground.evaluation import as_images
+from ..playground.recipes.am_adapter import BARE
+from ..playground.scene import Scene
+from ..semantic.palettes import named_palette
+from ..semantic.semantic_map import SemanticMap
+from . import am_adapter, am_adapter_controlnext, folders
+from .playground_adapters import CONTROLNEXT_FILE, MATCHER_FILE
+from .playground_evaluation import Studio
+
+KIND = "quality"
+
+
+def map_of(scene: Scene) -> SemanticMap:
+    """A drawn scene's map."""
+    return SemanticMap(torch.from_numpy(scene.labels)[None], named_palette("playground"))
+
+
+def way(studio: Studio, control: Any, mode: str | None, adapter: Any = None) -> transfer.PaintPairs:
+    """A way to paint: ControlNeXt, and an exemplar read in this mode unless it is None. The prompt says nothing about colours."""
+
+    def paint(exemplars: Sequence[Scene], targets: Sequence[Scene], seeds: Sequence[int]) -> Tensor:
+        pictures, prompt = [], studio.encode(BARE)
+        for exemplar, target, seed in zip(exemplars, targets, seeds):
+            model = am_adapter_controlnext.apply(studio.model, control, map_of(target))
+            if mode is not None:
+                image = as_images([exemplar]).movedim(1, -1)
+                model = am_adapter.apply(
+                    model, studio.vae, image, map_of(exemplar), map_of(target), mode, adapter=adapter, cache_mb=0
+                )
+            pictures.append(studio.sample(model, prompt, seed))
+        return torch.cat(pictures)
+
+    return paint
+
+
+def figures(quick: bool) -> Iterator[dict]:
+    """Every figure of AM-Adapter. `quick` takes a tenth of the pairs, too few for the bounds, which are then left away."""
+    folders.register()
+    studio = Studio()
+    names = [f"{name.split('/')[1]}.safetensors" for name in (CONTROLNEXT_FILE, MATCHER_FILE)]
+    control, adapter = am_adapter_controlnext.load(names[0]), am_adapter.load(names[1])
+    ways = {
+        transfer.ALONE: way(studio, control, None),
+        transfer.CONCAT: way(studio, control, "concat_only"),
+        transfer.CLASS: way(studio, control, "class_bias"),
+        transfer.MATCHER: way(studio, control, "matcher", adapter),
+    }
+    for figure in transfer.transfer_figures(studio.judge, ways, 10 if quick else 100):
+        record = figure.record()
+        yield {k: v for k, v in record.items() if not quick or k not in ("target", "ok")}

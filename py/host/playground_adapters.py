@@ -1,0 +1,92 @@
+"""Trains the techniques' own networks for the playground, inside its finished base model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..am_adapter.agreement import CORRECTED
+from ..am_adapter.checkpoint import matcher_metadata
+from ..am_adapter.model import ControlNeXt, Matcher
+from ..am_adapter.training import begin_as_class_bias_
+from ..ifadapter import checkpoint as ifadapter_checkpoint
+from ..ifadapter.model import IFAdapter
+from ..playground.recipes import am_adapter, ifadapter, image_encoder, subject
+from ..snf import checkpoint as snf_checkpoint
+from . import am_adapter_training, ifadapter_text, ifadapter_training, playground, subject_training
+from .playground_shipping import INITIAL_SEED, finished, finished_base, finished_encoder, ship
+
+#: In the models' own folders, so that the ordinary Load nodes list them.
+CONTROLNEXT_FILE, MATCHER_FILE = "am_adapter/playground_controlnext", "am_adapter/playground_matcher"
+IFADAPTER_FILE = "ifadapter/playground_ifadapter"
+SUBJECT_FILE = "face_diffuser/playground_subject"
+
+
+def train_controlnext(folder: Path) -> None:
+    """ControlNeXt on streets, inside the finished base model."""
+    unet, text = finished_base()
+    torch.manual_seed(INITIAL_SEED)
+    control = ControlNeXt(am_adapter.CONTROLNEXT)
+    predict = am_adapter_training.controlled(unet, control)
+    am_adapter.train_controlnext(control, predict, text, finished_encoder(), folder)
+    ship(CONTROLNEXT_FILE, control.state_dict(), steps=am_adapter.CONTROL_SCHEDULE.steps)
+
+
+def train_matcher(folder: Path) -> None:
+    """AM-Adapter's matcher on two views of each street, inside the finished base model with its ControlNeXt."""
+    unet, text = finished_base()
+    control: Any = finished(ControlNeXt(am_adapter.CONTROLNEXT), CONTROLNEXT_FILE)
+    torch.manual_seed(INITIAL_SEED)
+    matcher = Matcher(am_adapter.MATCHER)
+    begin_as_class_bias_(matcher)
+    predict = am_adapter_training.MatchedUNet(unet, control, matcher)
+    am_adapter.train_matcher(matcher, predict, text, finished_encoder(), folder)
+    facts = {**matcher_metadata(am_adapter.MATCHER, CORRECTED), "steps": am_adapter.MATCHER_SCHEDULE.steps}
+    ship(MATCHER_FILE, matcher.state_dict(), **facts)
+
+
+def train_ifadapter(folder: Path) -> None:
+    """The IFAdapter, on the shipped base."""
+    unet, text = finished_base()
+    clip = playground.load_clip()
+    config = ifadapter_training.playground_config(unet)
+    torch.manual_seed(INITIAL_SEED)
+    network = IFAdapter(config)
+
+    def phrase_features(phrases):
+        found = ifadapter_text.encode(clip, phrases, config, "Playground training")
+        return found.hidden, found.eot, found.counts
+
+    ifadapter.train(
+        network,
+        finished_encoder(),
+        text,
+        phrase_features,
+        lambda x, t, context, prepared: ifadapter_training.predicted(unet, config, x, t, context, prepared),
+        folder,
+    )
+    ship(IFADAPTER_FILE, network.state_dict(), **ifadapter_checkpoint.metadata(config), steps=ifadapter.SCHEDULE.steps)
+
+
+def train_subject(folder: Path) -> None:
+    """The subject model of noise fusion, on the shipped base: only what was trained is in the file."""
+    torch.manual_seed(INITIAL_SEED)
+    nets = subject_training.playground_networks(finished_encoder())
+    subject.train(nets, folder)
+    layers = image_encoder.CONFIG["num_hidden_layers"]
+    state = snf_checkpoint.changes_file(
+        {key: value for key, value in nets.unet.state_dict().items() if subject.trained(key)},
+        {key: value for key, value in nets.tower.state_dict().items() if subject.trained_in_tower(key, layers)},
+        nets.postfuse.state_dict(),
+    )
+    ship(SUBJECT_FILE, state, base="playground", steps=subject.SCHEDULE.steps)
+
+
+STAGES = {
+    "controlnext": train_controlnext,
+    "matcher": train_matcher,
+    "ifadapter": train_ifadapter,
+    "subject": train_subject,
+}
