@@ -16,7 +16,7 @@ from ..semantic.palettes import named_palette
 from ..semantic.semantic_map import SemanticMap
 from . import am_adapter, am_adapter_controlnext, folders
 from .playground_adapters import CONTROLNEXT_FILE, MATCHER_FILE
-from .playground_evaluation import Studio
+from .playground_evaluation import Studio, records
 
 KIND = "quality"
 
@@ -56,6 +56,4 @@ def figures(quick: bool) -> Iterator[dict]:
         transfer.CLASS: way(studio, control, "class_bias"),
         transfer.MATCHER: way(studio, control, "matcher", adapter),
     }
-    for figure in transfer.transfer_figures(studio.judge, ways, 10 if quick else 100):
-        record = figure.record()
-        yield {k: v for k, v in record.items() if not quick or k not in ("target", "ok")}
+    yield from records(transfer.transfer_figures(studio.judge, ways, 10 if quick else 100), quick)

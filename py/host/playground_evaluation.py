@@ -1,23 +1,17 @@
-"""Measures the playground's models, and the techniques on them, through the host's own sampling. For `dev.py playground evaluate`."""
+"""Measures the playground's own models through the host's sampling. For `dev.py playground evaluate`, as are the techniques' modules."""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from einops import rearrange
 from torch import Tensor
 
-from ..ifadapter.instances import Instance, Instances
 from ..playground import evaluation
 from ..playground.evaluation import Figure
 from ..playground.scene import Scene
-from ..playground.subjects import Pairing
-from . import ifadapter, ifadapter_trained, playground, sampling, snf, snf_sampling, subjects
-from .instance_evaluation import playground_embedders
-
-log = logging.getLogger("exemplary")
+from . import playground, sampling
 
 KIND = "quality"
 STEPS, CFG, SAMPLER, SCHEDULER = 20, 4.5, "dpmpp_2m", "karras"
@@ -57,95 +51,15 @@ class Studio:
         return rearrange(self.vae.decode(latent), "b h w c -> b c h w")
 
 
-def _paint_layouts(studio: Studio, adapter: ifadapter_trained.Adapter | None = None) -> evaluation.PaintLayout:
-    """Pictures of layouts with an adapter or with the weight-free method, as the node applies them."""
-
-    def paint(scenes: Sequence[Scene], seeds: Sequence[int]) -> Tensor:
-        pictures = []
-        for scene, seed in zip(scenes, seeds):
-            instances = Instances(tuple(Instance(i.box, i.phrase) for i in scene.instances))
-            model = ifadapter.apply(studio.model, studio.clip, instances, adapter=adapter)
-            pictures.append(studio.sample(model, studio.encode(scene.caption), seed))
-        return torch.cat(pictures)
-
-    return paint
-
-
-class SubjectStudio:
-    """Noise fusion with the playground's subject model, and each of the two models alone, as the nodes run them."""
-
-    def __init__(self, studio: Studio) -> None:
-        self.studio = studio
-        self.model, self.vision, self.fuser = subjects.load("playground_subject.safetensors")
-
-    def conditions(self, pairing: Pairing) -> tuple[list, list]:
-        """With the persons, and the same prompt without them."""
-        references = [torch.from_numpy(picture)[None].float() / 255 for picture in pairing.references]
-        return subjects.encode(self.studio.clip, self.vision, self.fuser, pairing.prompt, references)
-
-    def fused(self, pairings: Sequence[Pairing], seeds: Sequence[int]) -> Tensor:
-        """SNF Sampler with its defaults."""
-        pictures = []
-        for pairing, seed in zip(pairings, seeds):
-            person, text = self.conditions(pairing)
-            scene = self.studio.encode(pairing.text)
-            guider = snf.FusionGuider(
-                self.studio.model, scene, self.studio.encode(""), CFG, [snf.Subject(self.model, person, text, CFG)]
-            )
-            latent = snf_sampling.sample(guider, {"samples": torch.zeros(1, 4, 16, 16)}, seed, STEPS, SAMPLER, SCHEDULER, 1.0)
-            pictures.append(rearrange(self.studio.vae.decode(latent["samples"]), "b h w c -> b c h w").clamp(0, 1))
-        return torch.cat(pictures)
-
-    def subject_alone(self, pairings: Sequence[Pairing], seeds: Sequence[int]) -> Tensor:
-        """KSampler with the subject model and the prompt with the persons."""
-        return torch.cat([self.studio.sample(self.model, self.conditions(p)[0], s) for p, s in zip(pairings, seeds)])
-
-    def scene_alone(self, pairings: Sequence[Pairing], seeds: Sequence[int]) -> Tensor:
-        """KSampler with the base model and the prompt without markers."""
-        return self.studio.paint([p.text for p in pairings], seeds)
+def records(found: Iterable[Figure], quick: bool) -> Iterator[dict]:
+    """What is reported of figures. A quick run looks at too few pictures to hold a figure to its bound, which is then left away."""
+    for figure in found:
+        yield {k: v for k, v in figure.record().items() if not quick or k not in ("target", "ok")}
 
 
 def figures(quick: bool) -> Iterator[dict]:
-    """Every figure of the playground's models and of the techniques on them.
-
-    `quick` takes a fifth of the pictures, too few to hold a figure to its bound, which is then left away.
-    """
+    """The figures of the VAE, of the judge, and of what the base model makes of prompts. `quick` takes a fifth of the pictures."""
     studio, share = Studio(), 5 if quick else 1
-    for figure in _measured(studio, share):
-        record = figure.record()
-        yield {k: v for k, v in record.items() if not quick or k not in ("target", "ok")}
-
-
-def _measured(studio: Studio, share: int) -> Iterator[Figure]:
-    yield from evaluation.autoencoder_figures(studio.round_trip, 80 // share)
-    yield from evaluation.judge_figures(studio.judge, 100 // share)
-    yield from evaluation.text_figures(studio.judge, studio.paint, 200 // share)
-    pictures, _ = playground_embedders()
-    yield from evaluation.layout_figures(
-        studio.judge, _paint_layouts(studio), studio.paint_captions, _trained(studio), lambda b: pictures(list(b)), 200 // share
-    )
-    persons = SubjectStudio(studio)
-    yield from evaluation.subject_figures(studio.judge, persons.fused, persons.subject_alone, persons.scene_alone, 100 // share)
-
-
-def _trained(studio: Studio) -> dict[str, evaluation.PaintLayout]:
-    """The shipped adapter and, as in the paper's ablation, the same without a kind of token (left out when sampling, not in training)."""
-    if not playground.IFADAPTER.is_file():
-        log.warning("%s is not there; the trained IFAdapter is not measured", playground.IFADAPTER.name)
-        return {}
-    adapter = ifadapter_trained.read(playground.IFADAPTER)
-    appearance = adapter.config.appearance_tokens
-    return {
-        "IFAdapter, trained": _paint_layouts(studio, adapter),
-        "IFAdapter, trained, without EoT token": _paint_layouts(studio, _with_tokens(slice(0, appearance))),
-        "IFAdapter, trained, without appearance tokens": _paint_layouts(studio, _with_tokens(slice(appearance, None))),
-    }
-
-
-def _with_tokens(kept: slice) -> ifadapter_trained.Adapter:
-    """The shipped adapter with some of the tokens of each instance alone."""
-    adapter = ifadapter_trained.read(playground.IFADAPTER)
-    network = adapter.patcher.model
-    every = network.row_sets
-    network.row_sets = lambda *parts: every(*parts)[:, :, kept]
-    return adapter
+    yield from records(evaluation.autoencoder_figures(studio.round_trip, 80 // share), quick)
+    yield from records(evaluation.judge_figures(studio.judge, 100 // share), quick)
+    yield from records(evaluation.text_figures(studio.judge, studio.paint, 200 // share), quick)
