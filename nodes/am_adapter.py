@@ -11,6 +11,7 @@ from ..py.host import folders
 from ..py.host.am_adapter_exemplar import SOURCES
 from ..py.host.am_adapter_preview import preview
 from .semantic_map import SemanticMapType
+from .widgets import advanced
 
 AdapterType = io.Custom("EXEMPLARY_AM_ADAPTER")
 ControlNeXtType = io.Custom("EXEMPLARY_CONTROLNEXT")
@@ -19,11 +20,6 @@ CATEGORY = "exemplary/exemplar"
 
 def _percent(name: str, default: float, tooltip: str) -> io.Float.Input:
     return io.Float.Input(name, default=default, min=0.0, max=1.0, step=0.01, tooltip=tooltip)
-
-
-def _advanced(widget: io.Input) -> io.Input:
-    widget.extra_dict = {**(widget.extra_dict or {}), "advanced": True}  # 0.3.75 has no argument for it and passes it on
-    return widget
 
 
 class ExemplaryLoadAMAdapter(io.ComfyNode):
@@ -37,7 +33,7 @@ class ExemplaryLoadAMAdapter(io.ComfyNode):
             "also works without one.",
             inputs=[
                 io.Combo.Input("file", options=folders.files("am_adapter"), tooltip="A matcher in models/am_adapter."),
-                _advanced(
+                advanced(
                     io.Combo.Input(
                         "behaviour",
                         options=list(host.BEHAVIOURS),
@@ -98,7 +94,7 @@ class ExemplaryApplyAMAdapter(io.ComfyNode):
                     "would make it of (20 more passes, then in step with the sampling). invert_cached: the same without drift. clean: "
                     "without noise, read once.",
                 ),
-                _advanced(
+                advanced(
                     io.Float.Input(
                         "class_strength",
                         default=3.0,
@@ -108,7 +104,7 @@ class ExemplaryApplyAMAdapter(io.ComfyNode):
                         tooltip="For class_bias: how strongly places of the same class are preferred.",
                     )
                 ),
-                _advanced(
+                advanced(
                     io.Float.Input(
                         "balance",
                         default=0.0,
@@ -118,7 +114,7 @@ class ExemplaryApplyAMAdapter(io.ComfyNode):
                         tooltip="1 gives each class of the exemplar the same say, however large it is there.",
                     )
                 ),
-                _advanced(
+                advanced(
                     io.Combo.Input(
                         "parts",
                         options=list(host.PART_CHOICES),
@@ -126,19 +122,19 @@ class ExemplaryApplyAMAdapter(io.ComfyNode):
                         tooltip="Which part of the network reads the exemplar. up alone changes colours and textures more than shapes.",
                     )
                 ),
-                _advanced(
+                advanced(
                     io.String.Input(
                         "levels",
                         default="",
                         tooltip="Only layers that are so many times smaller than the latent: a list of 1, 2, 4, 8. Empty: all layers.",
                     )
                 ),
-                _advanced(
+                advanced(
                     io.Boolean.Input(
                         "match_void", default=False, tooltip="Let void places read void places. Off: they match nothing."
                     )
                 ),
-                _advanced(
+                advanced(
                     io.Int.Input(
                         "cache_mb",
                         default=1024,

@@ -9,6 +9,7 @@ from ..py.host import ifadapter as host
 from ..py.host.ifadapter_preview import draw_instances
 from ..py.ifadapter.attention import Settings
 from ..py.ifadapter.instances import BOX_FORMATS, Instance, Instances, from_boxes, from_json, mask_box
+from .widgets import advanced
 
 InstancesType = io.Custom("EXEMPLARY_INSTANCES")
 FUSIONS = {"published code": "code", "paper": "paper"}
@@ -18,11 +19,6 @@ BOX_TYPES = [io.Custom(name) for name in ("BBOX", "BOUNDING_BOX", "BOUNDING_BOXE
 
 def _fraction(name: str, default: float, tooltip: str) -> io.Float.Input:
     return io.Float.Input(name, default=default, min=0.0, max=1.0, step=0.01, tooltip=tooltip)
-
-
-def _advanced(widget: io.Input) -> io.Input:
-    widget.extra_dict = {**(widget.extra_dict or {}), "advanced": True}  # 0.3.75 has no argument for it and passes it on
-    return widget
 
 
 class ExemplaryInstance(io.ComfyNode):
@@ -172,7 +168,7 @@ class ExemplaryApplyIFAdapter(io.ComfyNode):
                     default="",
                     tooltip="What to draw outside of all boxes, so that the prompt's objects do not appear there again. Empty: the prompt itself.",
                 ),
-                _advanced(
+                advanced(
                     io.Float.Input(
                         "separate",
                         default=0.0,
@@ -183,7 +179,7 @@ class ExemplaryApplyIFAdapter(io.ComfyNode):
                     )
                 ),
                 AdapterType.Input("adapter", optional=True, tooltip="Trained IFAdapter weights. Empty: the weight-free method."),
-                _advanced(
+                advanced(
                     io.Combo.Input(
                         "fusion",
                         options=list(FUSIONS),
@@ -192,7 +188,7 @@ class ExemplaryApplyIFAdapter(io.ComfyNode):
                         tooltip="With an adapter only: how overlapping objects share a place. The published weights expect the first.",
                     )
                 ),
-                _advanced(
+                advanced(
                     io.Boolean.Input(
                         "whole_phrase",
                         default=False,

@@ -7,12 +7,12 @@ from comfy_api.latest import io
 from ..py.host import retrieval as host
 from ..py.semantic.palettes import PALETTE_NAMES
 from ..py.semantic.retrieval import Weights
-from .ifadapter import _advanced
 from .semantic_map import CATEGORY, SemanticMapType
+from .widgets import advanced
 
 
 def _weight(name: str, tooltip: str) -> io.Input:
-    return _advanced(io.Float.Input(name, default=1.0, min=0.0, max=10.0, step=0.05, tooltip=tooltip))
+    return advanced(io.Float.Input(name, default=1.0, min=0.0, max=10.0, step=0.05, tooltip=tooltip))
 
 
 class ExemplaryRetrieveExemplar(io.ComfyNode):
@@ -57,7 +57,7 @@ class ExemplaryRetrieveExemplar(io.ComfyNode):
                 _weight("classes_weight", "How much it counts that the exemplar shows enough of every class of the target."),
                 _weight("proportions_weight", "How much it counts that the classes cover as much as in the target."),
                 _weight("layout_weight", "How much it counts that the classes stand in the same places."),
-                _advanced(
+                advanced(
                     io.Float.Input(
                         "tie",
                         default=0.02,
@@ -67,7 +67,7 @@ class ExemplaryRetrieveExemplar(io.ComfyNode):
                         tooltip="With clip_vision: pairs whose scores differ by no more than this tie, and image features order them.",
                     )
                 ),
-                _advanced(
+                advanced(
                     io.Float.Input(
                         "tolerance",
                         default=32.0,

@@ -10,13 +10,9 @@ from ..py.host import snf_sampling as sampling
 from ..py.host.snf_preview import draw_record
 from ..py.snf.fusion import SMOOTHING, Settings
 from ..py.snf.schedule import Stages
+from .widgets import advanced
 
 FuserType = io.Custom("EXEMPLARY_SUBJECT_FUSER")
-
-
-def _advanced(widget: io.Input) -> io.Input:
-    widget.extra_dict = {**(widget.extra_dict or {}), "advanced": True}  # 0.3.75 has no argument for it and passes it on
-    return widget
 
 
 def _cfg(name: str, tooltip: str) -> io.Float.Input:
@@ -151,7 +147,7 @@ class ExemplarySNFGuider(io.ComfyNode):
                 _cfg("cfg", "Guidance of the scene model."),
                 _cfg("subject_cfg", "Guidance of the subject model, from the prompt without the person to the one with."),
                 *_bounds(),
-                _advanced(
+                advanced(
                     io.Combo.Input(
                         "smoothing",
                         options=list(SMOOTHING),
@@ -161,7 +157,7 @@ class ExemplarySNFGuider(io.ComfyNode):
                         ),
                     )
                 ),
-                _advanced(
+                advanced(
                     io.Float.Input(
                         "gaussian_sigma",
                         default=1.0,
@@ -171,7 +167,7 @@ class ExemplarySNFGuider(io.ComfyNode):
                         tooltip="Of the gaussian smoothing, in latent cells of 8 pixels.",
                     )
                 ),
-                _advanced(
+                advanced(
                     io.Float.Input(
                         "softness",
                         default=0.0,
@@ -181,10 +177,10 @@ class ExemplarySNFGuider(io.ComfyNode):
                         tooltip="0: each place belongs to one model, as published. Above: places are shared, the more the higher.",
                     )
                 ),
-                _advanced(
+                advanced(
                     io.Boolean.Input("per_channel", default=False, tooltip="Compare the models in each latent channel by itself.")
                 ),
-                _advanced(
+                advanced(
                     io.Float.Input(
                         "saliency_scale",
                         default=0.0,
@@ -194,7 +190,7 @@ class ExemplarySNFGuider(io.ComfyNode):
                         tooltip="How sharply the maps are weighed. 0: the guidance of each model, as published.",
                     )
                 ),
-                _advanced(
+                advanced(
                     io.Float.Input(
                         "text_guidance",
                         default=1.0,
@@ -207,7 +203,7 @@ class ExemplarySNFGuider(io.ComfyNode):
                         ),
                     )
                 ),
-                _advanced(
+                advanced(
                     io.Boolean.Input("preview_overlay", default=False, tooltip="Lay the map over the preview while sampling.")
                 ),
                 io.Model.Input(
