@@ -30,9 +30,9 @@ class ExemplaryRetrieveExemplar(io.ComfyNode):
                 ),
                 io.String.Input(
                     "folder",
-                    default="",
+                    default=host.SHIPPED,
                     tooltip="A folder below ComfyUI's input directory, or a full path. Pairs are town.jpg with town_map.png, or one name in the "
-                    "subfolders images and maps.",
+                    "subfolders images and maps. 'playground streets' is a small one that ships.",
                 ),
                 io.Combo.Input(
                     "palette",

@@ -24,8 +24,10 @@ from ..semantic.remap import remap
 from ..semantic.retrieval import SAMPLES, VOID_TARGET, Ranking, Summaries, Weights, rank
 from ..semantic.semantic_map import SemanticMap
 from ..semantic.snapping import best_palette, snap_to_palette
-from . import notices
+from . import notices, playground
 
+#: A folder that everybody has: drawn streets with their maps, so that the node can be tried at once.
+SHIPPED, STREETS = "playground streets", playground.ASSETS / "streets"
 #: The choice that means: the folder's maps are drawn in the target's colours.
 AS_TARGET = "as the target"
 _LISTED = 10
@@ -60,7 +62,7 @@ def fingerprint(folder: str) -> str:
 
 
 def resolve(folder: str) -> Path:
-    """The folder that a user means: absolute, or below the host's input directory.
+    """The folder that a user means: absolute, or below the host's input directory; or the drawn streets that ship, by the name SHIPPED.
 
     Raises:
         ValueError: empty, a path out of the input directory, or no path at all.
@@ -78,7 +80,7 @@ def resolve(folder: str) -> Path:
         raise ValueError(
             f"folder: {shown(text)!r} leads out of {shown(base)}; give the full path of a folder that lies elsewhere."
         )
-    return inside
+    return STREETS if text == SHIPPED and not inside.exists() else inside
 
 
 def retrieve(
@@ -224,7 +226,8 @@ def _index_places(folder: Path, palette: Palette, tolerance: float) -> list[Path
     """Beside the pairs, so that it moves with them; where that is not allowed, in the host's user directory."""
     name = exemplar_index.file_name(palette, tolerance)
     where = hashlib.sha256(str(folder.resolve()).encode("utf-8", "surrogatepass")).hexdigest()[:16]
-    return [folder / name, Path(folder_paths.get_user_directory()) / "exemplary" / "retrieval" / where / name]
+    users = Path(folder_paths.get_user_directory()) / "exemplary" / "retrieval" / where / name
+    return [users] if folder == STREETS else [folder / name, users]
 
 
 def _progress() -> Callable[[int, int], None]:

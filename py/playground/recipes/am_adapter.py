@@ -29,12 +29,12 @@ BARE = "a street"
 CONTROLNEXT = ControlNeXtLayout(out_channels=64, widths=(16, 32, 64), time_channels=64, time_width=64)
 CONTROL_BATCH = 12
 CONTROL_SCHEDULE = Schedule(
-    steps=1200, learning_rate=1e-3, warmup=100, final_rate=0.03, weight_decay=0.01, ema=0.995, checkpoint_every=250, seed=21
+    steps=900, learning_rate=1e-3, warmup=60, final_rate=0.03, weight_decay=0.01, ema=0.995, checkpoint_every=250, seed=21
 )
 MATCHER = MatcherLayout(heads=4, widths=(8, 16, 8))
 MATCHER_BATCH = 4
 MATCHER_SCHEDULE = Schedule(
-    steps=500, learning_rate=2e-3, warmup=50, final_rate=0.03, weight_decay=0.0, ema=0.99, checkpoint_every=100, seed=22
+    steps=300, learning_rate=2e-3, warmup=50, final_rate=0.03, weight_decay=0.0, ema=0.99, checkpoint_every=100, seed=22
 )
 
 #: Tokens [b, 77] -> context [b, 77, c].

@@ -23,14 +23,14 @@ from .base import Encode, alphas_cumprod, diffusion_loss
 
 log = logging.getLogger("exemplary")
 
-SCENES = 12_000
+SCENES = 6_000
 CHUNK = 2_000
 FIRST = 2_000_000  # other scenes than the base has seen
 STREETS = 8  # every eighth scene
 MOST = 4  # instances a scene; of a street the largest
 BATCH = 32
 SCHEDULE = Schedule(
-    steps=3000, learning_rate=1e-3, warmup=100, final_rate=0.03, weight_decay=0.01, ema=0.998, checkpoint_every=250, seed=15
+    steps=1000, learning_rate=1.2e-3, warmup=60, final_rate=0.03, weight_decay=0.01, ema=0.998, checkpoint_every=250, seed=15
 )
 
 #: Phrases -> hidden [p, t, l, c], eot [p, 1, c], counts [p].
