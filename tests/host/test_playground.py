@@ -84,7 +84,6 @@ def test_training_computes_the_image_as_the_host_does():
     torch.testing.assert_close(playground.image_features(vision.model.float(), pixels), expected.float(), atol=2e-2, rtol=2e-2)
 
 
-UNDERTRAINED = "the shipped weights are of a short first training; the figures that they reach are in the README"
 
 
 def test_phrases_find_their_pictures(studio):
@@ -107,7 +106,6 @@ def test_two_runs_of_one_prompt_are_the_same_picture(studio):
     assert torch.equal(a, b)
 
 
-@pytest.mark.xfail(reason=UNDERTRAINED, strict=False)
 def test_the_prompt_is_obeyed(studio):
     """A small sample of what `dev.py playground evaluate` measures in full: class and colour of one object."""
     scenes = evaluation.held_out("objects", 8, first=50_000, count=1)

@@ -30,7 +30,7 @@ STREETS = 8  # every eighth scene
 MOST = 4  # instances a scene; of a street the largest
 BATCH = 32
 SCHEDULE = Schedule(
-    steps=1000, learning_rate=1.2e-3, warmup=60, final_rate=0.03, weight_decay=0.01, ema=0.998, checkpoint_every=250, seed=15
+    steps=700, learning_rate=1.5e-3, warmup=60, final_rate=0.03, weight_decay=0.01, ema=0.998, checkpoint_every=100, seed=15
 )
 
 #: Phrases -> hidden [p, t, l, c], eot [p, 1, c], counts [p].
