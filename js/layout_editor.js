@@ -120,7 +120,7 @@ function layoutWidget(node, name, inputData) {
   after(node, "onRemoved", () => panel.destroy());
   passToCanvas(panel.root);
   widget.value = inputData[1]?.default ?? "[]";
-  return { widget, minWidth: 420, minHeight: 640 };
+  return { widget, minWidth: 420, minHeight: 700 };
 }
 
 app.registerExtension({

@@ -31,11 +31,12 @@ const area = ([x0, y0, x1, y1]) => (x1 - x0) * (y1 - y0);
 export class Stage {
   constructor(owner) {
     this.owner = owner;
-    this.boxes = new Map(); // id -> {frame, button, label}
+    this.boxes = new Map(); // id -> {frame, button, tag, label}
     this.editing = null; // id of the item whose phrase is open
     this.image = element("img", "exl-image", { alt: "", draggable: "false" });
     this.grid = element("div", "exl-grid");
     this.hint = element("div", "exl-hint");
+    this.tags = element("div", "exl-tags", { "aria-hidden": "true" }); // above all boxes, so that every phrase can be read
     this.rubber = element("div", "exl-rubber");
     this.handles = element("div", "exl-handles");
     for (const name of HANDLES) this.handles.append(element("div", `exl-handle exl-${name}`, { "data-handle": name }));
@@ -43,7 +44,7 @@ export class Stage {
     // Holds the keyboard when no box does, so that undo stays here; Enter draws a box without a mouse.
     this.sink = element("input", "exl-sink", { type: "button", value: "" });
     this.picture = element("div", "exl-picture", { role: "group" });
-    this.picture.append(this.image, this.grid, this.sink, this.hint, this.rubber, this.handles, this.field);
+    this.picture.append(this.image, this.grid, this.sink, this.hint, this.tags, this.rubber, this.handles, this.field);
     this.root = element("div", "exl-stage", {}, [this.picture]);
     this.listen();
   }
@@ -106,12 +107,13 @@ export class Stage {
     const layer = new Map(order.map(([, index], place) => [index, place + 1]));
     items.forEach((entry, index) => {
       gone.delete(entry.id);
-      const { frame, button, label } = this.boxes.get(entry.id) ?? this.addBox(entry.id);
+      const { frame, button, tag, label } = this.boxes.get(entry.id) ?? this.addBox(entry.id);
       place(frame, entry.box);
+      place(tag, entry.box);
       frame.style.zIndex = String(layer.get(index));
-      frame.style.setProperty("--exl-colour", rgb(index));
+      for (const part of [frame, tag]) part.style.setProperty("--exl-colour", rgb(index));
       frame.classList.toggle("exl-selected", entry.id === selected);
-      frame.classList.toggle("exl-wordless", !entry.phrase.trim());
+      for (const part of [frame, tag]) part.classList.toggle("exl-wordless", !entry.phrase.trim());
       frame.style.setProperty("--exl-strength", String(Math.min(entry.strength, 1)));
       label.textContent = `${index + 1} ${entry.phrase.trim() || this.owner.words("noPhrase")}`;
       button.setAttribute("aria-label", this.spoken(entry, index));
@@ -121,6 +123,7 @@ export class Stage {
     });
     for (const id of gone) {
       this.boxes.get(id).frame.remove();
+      this.boxes.get(id).tag.remove();
       this.boxes.delete(id);
     }
   }
@@ -131,11 +134,13 @@ export class Stage {
 
   addBox(id) {
     const button = element("input", "exl-button", { type: "button", value: "" });
-    const label = element("span", "exl-label", { "aria-hidden": "true" });
-    const frame = element("div", "exl-box", { "data-id": String(id) }, [button, label]);
-    const made = { frame, button, label };
+    const label = element("span", "exl-label");
+    const frame = element("div", "exl-box", { "data-id": String(id) }, [button]);
+    const tag = element("div", "exl-tag", {}, [label]);
+    const made = { frame, button, tag, label };
     this.boxes.set(id, made);
     this.hint.after(frame);
+    this.tags.append(tag);
     return made;
   }
 

@@ -30,7 +30,8 @@ const CSS = `
   pointer-events: none; }
 .exl-hint { position: absolute; inset: 0; display: grid; place-items: center; padding: 12%; text-align: center; white-space: pre-line;
   color: var(--descrip-text, #999); pointer-events: none; }
-.exl-box { position: absolute; }
+.exl-tags { position: absolute; inset: 0; z-index: 99999; pointer-events: none; }
+.exl-box, .exl-tag { position: absolute; }
 .exl-box .exl-button { position: absolute; inset: 0; width: 100%; height: 100%; margin: 0; padding: 0; cursor: move; border-radius: 2px;
   border: 1.5px solid rgb(var(--exl-colour)); background: rgb(var(--exl-colour) / calc(0.08 + 0.16 * var(--exl-strength, 1))); }
 .exl-box.exl-selected .exl-button { border-width: 2px; background: rgb(var(--exl-colour) / calc(0.16 + 0.2 * var(--exl-strength, 1))); }
@@ -51,7 +52,7 @@ const CSS = `
 .exl-sw { left: 0; top: 100%; cursor: nesw-resize; } .exl-w { left: 0; top: 50%; cursor: ew-resize; }
 .exl .exl-field { position: absolute; z-index: 100002; padding: 2px 5px; resize: none; user-select: text; cursor: text;
   border: 2px solid rgb(var(--exl-colour)); background: var(--comfy-input-bg, #222); }
-.exl-list { flex: 0 1 auto; min-height: 29px; max-height: max(29px, 34%); margin: 0; padding: 1px; overflow-y: auto; list-style: none; display: flex;
+.exl-list { flex: 0 0 27%; min-height: 29px; margin: 0; padding: 1px; overflow-y: auto; list-style: none; display: flex;
   flex-direction: column; gap: 3px; scrollbar-width: thin; }
 .exl-list:empty { display: none; }
 .exl-row { flex: none; display: flex; gap: 3px; align-items: center; border-radius: 5px; }

@@ -10,7 +10,9 @@ from ..py.ifadapter.instances import Instances, from_json
 
 InstancesType = io.Custom("EXEMPLARY_INSTANCES")
 LAYOUT_WIDGET = "EXEMPLARY_LAYOUT"  # js/layout_editor.js; without it the input is a socket for any STRING
-BACKGROUND = "exemplary_background"  # what the editor looks for in this node's results; the name is its own, so that no preview appears
+BACKGROUND = (
+    "exemplary_background"  # what the editor looks for in this node's results; the name is its own, so that no preview appears
+)
 
 
 def _edited(text: io.String.Input) -> io.String.Input:
@@ -36,14 +38,18 @@ class ExemplaryInstanceLayout(io.ComfyNode):
                         tooltip='The boxes, as JSON: [{"box": [x0, y0, x1, y1] from 0 to 1, "phrase": "...", "strength": 1}].',
                     )
                 ),
-                InstancesType.Input("instances", optional=True, tooltip="The instances so far; the drawn ones are added to them."),
+                InstancesType.Input(
+                    "instances", optional=True, tooltip="The instances so far; the drawn ones are added to them."
+                ),
                 io.Image.Input("image", optional=True, tooltip="Shown behind the boxes while you draw. It changes nothing else."),
             ],
             outputs=[
                 InstancesType.Output(display_name="instances"),
                 io.Int.Output(display_name="width"),
                 io.Int.Output(display_name="height"),
-                io.Mask.Output(display_name="masks", tooltip="One mask an instance, in their order; a single empty one if there is none."),
+                io.Mask.Output(
+                    display_name="masks", tooltip="One mask an instance, in their order; a single empty one if there is none."
+                ),
             ],
         )
 
