@@ -16,7 +16,7 @@ let texts = {};
 
 /** The words of the host's language, or English ones; {names} are filled in. */
 function words(key, values = {}) {
-  const language = app.ui?.settings?.getSettingValue?.("Comfy.Locale") ?? "en";
+  const language = app.extensionManager?.setting?.get("Comfy.Locale") ?? "en";
   const found = [language, language.split("-")[0], "en"].map((name) => texts[name]?.[WORDS]?.[key]).find((text) => text);
   return (found ?? key).replace(/\{(\w+)\}/g, (whole, name) => (name in values ? values[name] : whole));
 }
@@ -101,7 +101,7 @@ function layoutWidget(node, name, inputData) {
     getValue: () => panel.text,
     setValue: (value) => {
       panel.setSize(sizeOf(node));
-      panel.setText(typeof value === "string" ? value : (JSON.stringify(value) ?? "[]"));
+      panel.setText(typeof value === "string" ? value : JSON.stringify(value ?? []));
     },
     getMinHeight: () => HEIGHT,
   });

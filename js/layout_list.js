@@ -95,7 +95,7 @@ export class List {
   addRow(id) {
     const { owner } = this;
     const grip = tool("exl-grip", { act: () => owner.select(id) });
-    const phrase = element("input", "exl-words", { type: "text" });
+    const phrase = element("input", "exl-words", { type: "text", dir: "auto" });
     const strength = element("input", "exl-strength", { type: "number", min: "0", max: String(MOST_STRENGTH), step: "0.05" });
     const copy = tool("", { icon: "copy", act: () => owner.duplicate(id) });
     const remove = tool("", { icon: "remove", act: () => owner.remove(id) });

@@ -167,6 +167,7 @@ export class Panel {
   }
 
   step(way) {
+    if (this.error) return; // the text is the user's until it can be read
     this.history[way]();
     if (!this.items.some(({ id }) => id === this.selected)) this.selected = null;
     this.publish();
@@ -187,7 +188,8 @@ export class Panel {
   setText(text) {
     if (text === this.text) return;
     this.text = text;
-    this.read();
+    const found = this.read();
+    this.history.reset(found ?? []);
     if (this.error) this.textShown = true;
     this.selected = null;
     this.update();
@@ -196,7 +198,7 @@ export class Panel {
   setSize(size) {
     if (size.width === this.size.width && size.height === this.size.height) return;
     this.size = size;
-    if (this.foreign) this.read();
+    if (this.foreign) this.history.reset(this.read() ?? []);
     this.update();
   }
 
@@ -206,18 +208,19 @@ export class Panel {
     this.update();
   }
 
-  /** Understand the text. What cannot be understood stays as it is, for the user to mend. */
+  /** The items of the text, or undefined: what cannot be understood stays as it is, for the user to mend. */
   read() {
     const found = parse(this.text, this.size.width, this.size.height);
     this.error = found.error ?? null;
     this.foreign = !found.error && !this.text.trim().startsWith("[") && this.text.trim() !== "";
     this.caption = found.caption || this.caption;
-    if (!found.error) this.history.reset(found.items);
+    return found.items;
   }
 
   typeText(text) {
     this.text = text;
-    this.read();
+    const found = this.read();
+    if (found) this.history.commit(found, "text");
     this.update();
     this.told(text);
   }
@@ -311,6 +314,7 @@ export class Panel {
     if (typing) done = false;
     else if (control && letter === "z") this.step(event.shiftKey ? "redo" : "undo");
     else if (control && letter === "y") this.step("redo");
+    else if (control && letter === "a") done = true; // nothing here is text to select
     else if (this.stage.root.contains(event.target)) done = this.boxKey(event, control);
     else done = false;
     if (done) event.preventDefault();
@@ -336,8 +340,8 @@ export class Panel {
   update() {
     const focused = this.root.contains(document.activeElement) ? document.activeElement : null;
     const { undo, redo, grid, noImage, text } = this.tools;
-    undo.set({ disabled: !this.history.canUndo });
-    redo.set({ disabled: !this.history.canRedo });
+    undo.set({ disabled: this.error !== null || !this.history.canUndo });
+    redo.set({ disabled: this.error !== null || !this.history.canRedo });
     const gridLabel = this.grid ? this.words("grid", { pixels: this.grid }) : this.words("noGrid");
     grid.set({ text: this.grid ? String(this.grid) : "", label: gridLabel, pressed: this.grid > 0 });
     noImage.holder.hidden = !this.local;

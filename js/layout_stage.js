@@ -40,7 +40,7 @@ export class Stage {
     this.rubber = element("div", "exl-rubber");
     this.handles = element("div", "exl-handles");
     for (const name of HANDLES) this.handles.append(element("div", `exl-handle exl-${name}`, { "data-handle": name }));
-    this.field = element("textarea", "exl-field", { rows: "2", spellcheck: "true" });
+    this.field = element("textarea", "exl-field", { rows: "2", spellcheck: "true", dir: "auto" });
     // Holds the keyboard when no box does, so that undo stays here; Enter draws a box without a mouse.
     this.sink = element("input", "exl-sink", { type: "button", value: "" });
     this.picture = element("div", "exl-picture", { role: "group" });
@@ -134,7 +134,7 @@ export class Stage {
 
   addBox(id) {
     const button = element("input", "exl-button", { type: "button", value: "" });
-    const label = element("span", "exl-label");
+    const label = element("span", "exl-label", { dir: "auto" });
     const frame = element("div", "exl-box", { "data-id": String(id) }, [button]);
     const tag = element("div", "exl-tag", {}, [label]);
     const made = { frame, button, tag, label };
