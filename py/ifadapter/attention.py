@@ -106,6 +106,12 @@ def mask_in_view(mask: Tensor, h: int, w: int, view: View) -> Tensor:
     return rearrange(part, "f 1 h w -> f h w")
 
 
+def instance_masks(instances: Sequence[Instance], h: int, w: int) -> Tensor:
+    """[i, h, w], float32, 0..1: each instance's place in a picture of h x w pixels. Of a mask with several frames, all of them together."""
+    masks = [instance_mask(instance, h, w, (0.0, 0.0, 1.0, 1.0), Settings()).amax(dim=0) for instance in instances]
+    return torch.stack(masks) if masks else torch.zeros(0, h, w)
+
+
 def _fade(cells: int, edge: float) -> Tensor:
     """[cells] rising from the border to 1 within `edge` cells, from both ends."""
     if edge <= 0:
