@@ -1,7 +1,8 @@
 """`demo`: every example workflow through a real ComfyUI as a user's client would, the pictures, a contact sheet and a report.
 
 An example says which of its pictures were made without our node by the name of its Save Image: a `filename_prefix` that ends in
-"without" goes to the right of the sheet. `extra.exemplary` in the workflow may hold a `title` and a `caption`.
+"without" goes to the right of the sheet. `extra.exemplary` in the workflow may hold a `title` and a `caption`, and what it `needs` that does
+not ship (files to download): then it is only named here.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from .environment import Environment
 from .hosts import Host
 from .places import EXAMPLES, OUTPUT, ROOT, examples
 from .say import Trouble, say
-from .workflow import to_prompt
+from .workflow import described, needs, to_prompt
 
 
 @dataclass
@@ -47,7 +48,7 @@ def demo(environment: Environment, host: Host) -> int:
     say(f"Starting ComfyUI {host.version} on the CPU")
     with server.running(environment, host, "demo") as running:
         say(f"  It answers at {running.url}")
-        rows = [_run(path, Client(running.url), running) for path in found]
+        rows = [_run(path, Client(running.url), running) for path in found if not needs(path)]
         failed = [row for row in rows if row.error]
         if failed:
             shutil.copyfile(running.log, OUTPUT / "host.log")
@@ -56,6 +57,8 @@ def demo(environment: Environment, host: Host) -> int:
     _sheet(environment, rows)
     page = OUTPUT / "report.html"
     page.write_text(report.html(rows, records, host.version), encoding="utf-8")
+    for path in filter(needs, found):
+        say(f"  {path.stem}: not run, it needs {', '.join(needs(path))}")
     say(f"\n{len(rows) - len(failed)} of {len(rows)} examples ran, in {time.monotonic() - started:.0f} s.")
     say(f"  contact sheet  {OUTPUT / 'demo.jpg'}\n  report         {page}\n  pictures       {OUTPUT / 'demo'}")
     return int(bool(failed) or not complete)
@@ -63,7 +66,7 @@ def demo(environment: Environment, host: Host) -> int:
 
 def _run(path: Path, client: Client, running: server.Server) -> Row:
     workflow = json.loads(path.read_text(encoding="utf-8"))
-    about = (workflow.get("extra") or {}).get("exemplary") or {}
+    about = described(workflow)
     row = Row(path.stem, about.get("title") or path.stem.replace("_", " ").capitalize(), about.get("caption") or "")
     say(f"  {row.title}")
     try:

@@ -6,6 +6,8 @@ frontend follows with a "control after generate" box, comes from the server's /o
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 from .say import Trouble
@@ -27,6 +29,16 @@ WIDGETS = {
 }
 CONTROLS = {"fixed", "increment", "decrement", "randomize", "increment-wrap"}
 MUTED, BYPASSED = 2, 4
+
+
+def described(workflow: dict) -> dict:
+    """What an example says of itself: `title`, `caption`, `needs`; any of them may be missing."""
+    return (workflow.get("extra") or {}).get("exemplary") or {}
+
+
+def needs(path: Path) -> list[str]:
+    """What an example needs that does not ship with the pack, in a user's words; usually nothing."""
+    return described(json.loads(path.read_text(encoding="utf-8"))).get("needs", [])
 
 
 def to_prompt(workflow: dict, object_info: dict) -> dict[str, dict]:

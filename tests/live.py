@@ -12,9 +12,12 @@ from pathlib import Path
 from pack.devtools import server
 from pack.devtools.environment import Environment
 from pack.devtools.hosts import Host, version_of
+from pack.devtools.workflow import needs
 
 ROOT = Path(__file__).resolve().parents[1]
 EXAMPLES = sorted((ROOT / "example_workflows").glob("*.json"))
+#: Those that run with what ships.
+COMPLETE = [path for path in EXAMPLES if not needs(path)]
 #: Workflows of host nodes only, for what the tools themselves must get right.
 WORKFLOWS = [ROOT / "tests" / "workflows" / "core.json"]
 

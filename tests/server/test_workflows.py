@@ -66,7 +66,7 @@ def test_an_unknown_node_is_named(object_info):
         to_prompt(workflow, object_info)
 
 
-@pytest.mark.parametrize("path", live.EXAMPLES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", live.COMPLETE, ids=lambda path: path.stem)
 def test_every_example_runs(path, client, comfyui, object_info):
     run = client.run(to_prompt(live.read(path), object_info), alive=comfyui.alive, seconds=300)
     assert run.error is None, run.error and run.error.get("exception_message")
@@ -74,6 +74,14 @@ def test_every_example_runs(path, client, comfyui, object_info):
     for _, image in run.images():
         colours = Image.open(io.BytesIO(client.view(image))).convert("RGB").getextrema()
         assert any(low < high for low, high in colours), f"{image['filename']} is one flat colour"
+
+
+@pytest.mark.parametrize("path", [p for p in live.EXAMPLES if p not in live.COMPLETE], ids=lambda path: path.stem)
+def test_an_example_without_its_files_is_refused_for_them_alone(path, client, object_info):
+    with pytest.raises(PromptRefused) as refused:
+        client.run(to_prompt(live.read(path), object_info))
+    kinds = {error["type"] for node in refused.value.details["node_errors"].values() for error in node["errors"]}
+    assert kinds == {"value_not_in_list"}, refused.value
 
 
 @pytest.mark.parametrize("path", live.EXAMPLES, ids=lambda path: path.stem)
