@@ -29,6 +29,7 @@ def map_of(scene: Scene) -> SemanticMap:
 def way(studio: Studio, control: Any, mode: str | None, adapter: Any = None) -> transfer.PaintPairs:
     """A way to paint: ControlNeXt, and an exemplar read in this mode unless it is None. The prompt says nothing about colours."""
 
+    @torch.inference_mode()  # as the host runs nodes
     def paint(exemplars: Sequence[Scene], targets: Sequence[Scene], seeds: Sequence[int]) -> Tensor:
         pictures, prompt = [], studio.encode(BARE)
         for exemplar, target, seed in zip(exemplars, targets, seeds):
