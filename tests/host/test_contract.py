@@ -13,10 +13,12 @@ import foreign
 import pytest
 import tiny
 import torch
-from pack.py.host import grids, hooks, ifadapter, scope
+from pack.py.host import ca2sis_attention, grids, hooks, ifadapter, scope
 from pack.py.host.schedule import PercentRange
 from pack.py.host.slots import AttentionSlot
 from pack.py.ifadapter.instances import Instance, Instances
+from pack.py.semantic.palettes import named_palette
+from pack.py.semantic.semantic_map import SemanticMap
 
 WHOLE_RUN = PercentRange()
 
@@ -60,7 +62,18 @@ def layout(model, instances=BOXES, **more):
     return ifadapter.apply(model, tiny.TinyCLIP(tiny.text_width(model)), instances, **more)
 
 
-TECHNIQUES = {"probe": lambda model: probed(model)[0], "layout": layout}
+def classes(model, **more):
+    """A sky above a road, each with a text of its own."""
+    labels = torch.full((1, 24, 32), 7, dtype=torch.uint8)
+    labels[:, :12] = 1
+    prompts = None
+    for name, text in (("sky", "a red evening sky"), ("tree", "a tree in a storm")):
+        prompts = ca2sis_attention.class_prompt(name, tiny.conditioning(model, text), prompts=prompts)
+    settings = ca2sis_attention.Settings(**{"isolate": 0.5, **more})
+    return ca2sis_attention.apply(model, SemanticMap(labels, named_palette("playground")), prompts, settings=settings)
+
+
+TECHNIQUES = {"probe": lambda model: probed(model)[0], "layout": layout, "classes": classes}
 
 
 @pytest.fixture(params=TECHNIQUES)
@@ -86,10 +99,14 @@ def test_the_model_without_the_node_samples_the_same_bits_before_and_after(model
 )
 def test_strength_zero_and_an_empty_range_are_the_model_itself(model, nothing):
     assert same(tiny.sample(layout(model, **nothing)), tiny.sample(model))
+    begin, end = nothing.get("start_percent", 0.0), nothing.get("end_percent", 1.0)
+    settings = {"strength": nothing.get("strength", 1.0), "percent": PercentRange(begin, end)}
+    assert same(tiny.sample(classes(model, **settings)), tiny.sample(model))
 
 
 def test_a_range_between_two_steps_changes_nothing(model):
     assert same(tiny.sample(layout(model, start_percent=0.998, end_percent=0.999)), tiny.sample(model))
+    assert same(tiny.sample(classes(model, percent=PercentRange(0.998, 0.999))), tiny.sample(model))
 
 
 def test_an_instance_of_strength_zero_changes_nothing(sd15):
