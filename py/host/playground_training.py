@@ -12,19 +12,21 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..playground.judge import Judge
-from ..playground.recipes import autoencoder, base, image_encoder, judge
+from ..playground.faces import CLASSES as FACE_CLASSES
+from ..playground.recipes import autoencoder, base, ca2sis, image_encoder, judge
 from . import playground
 
 log = logging.getLogger("exemplary")
 
+CA2SIS_FILE = "ca2sis/playground_faces"  # in the model folder ca2sis, so that the ordinary Load node lists it
 INITIAL_SEED = 1  # of every network's first weights; the batches have the seed of their schedule
 CHECKPOINTS = playground.ASSETS.parents[1] / "output" / "playground"
 
 
 def _ship(name: str, state: dict[str, Tensor], **facts: object) -> None:
     """Write one file in float16 beside the others, with what it is in its metadata."""
-    playground.ASSETS.mkdir(parents=True, exist_ok=True)
     path = playground.ASSETS / f"{name}.safetensors"
+    path.parent.mkdir(parents=True, exist_ok=True)
     save_file(
         {key: value.detach().half().contiguous() for key, value in state.items()}, path, {k: str(v) for k, v in facts.items()}
     )
@@ -91,12 +93,27 @@ def train_image_encoder(folder: Path) -> None:
     _ship("text_encoder", shipped, steps=base.SCHEDULE.steps)
 
 
+def train_ca2sis(folder: Path) -> None:
+    """CA2-SIS's generator, on drawn portraits alone."""
+    torch.manual_seed(INITIAL_SEED)
+    generator = ca2sis.new_generator()
+    ca2sis.train(generator, folder)
+    facts = {"final_activation": "clamp", "labels": "\n".join(FACE_CLASSES)}
+    _ship(CA2SIS_FILE, generator.state_dict(), **facts, steps=ca2sis.SCHEDULE.steps)
+
+
 def main(arguments: list[str]) -> int:
     """`dev.py playground train [STAGE ...]`: train these stages, all by default, in order.
 
     Checkpoints in `output/playground` resume; a finished stage only writes its file again.
     """
-    runs = {"autoencoder": train_autoencoder, "base": train_base, "judge": train_judge, "image_encoder": train_image_encoder}
+    runs = {
+        "autoencoder": train_autoencoder,
+        "base": train_base,
+        "judge": train_judge,
+        "image_encoder": train_image_encoder,
+        "ca2sis": train_ca2sis,
+    }
     unknown = [name for name in arguments if name not in runs]
     if unknown:
         log.error("There is no stage %r. The stages are: %s.", unknown[0], ", ".join(runs))

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from itertools import cycle, islice
+from typing import TypeVar
 
 import numpy as np
 
@@ -13,6 +15,8 @@ from .scene import Scene
 from .scenes import SIDE, draw_scene
 
 log = logging.getLogger("exemplary")
+Key = TypeVar("Key")
+Drawn = TypeVar("Drawn")
 
 #: One round of kinds: half of the scenes are objects, since exactly these are judged word by word.
 MIX = ("objects", "street", "objects", "portrait", "objects", "people")
@@ -29,12 +33,17 @@ def _draw(key: tuple[str, int]) -> Scene:
 
 def draw_many(keys: list[tuple[str, int]], workers: int | None = None) -> list[Scene]:
     """Draw scenes, in order, on all cores."""
-    workers = workers or os.cpu_count() or 1
     log.info("drawing %d scenes", len(keys))
+    return in_parallel(_draw, keys, workers)
+
+
+def in_parallel(draw: Callable[[Key], Drawn], keys: Sequence[Key], workers: int | None = None) -> list[Drawn]:
+    """`draw` of every key, in order, on all cores; `draw` is a function of a module."""
+    workers = workers or os.cpu_count() or 1
     if workers == 1 or len(keys) < 64:
-        return [_draw(key) for key in keys]
+        return [draw(key) for key in keys]
     with ProcessPoolExecutor(workers) as pool:
-        return list(pool.map(_draw, keys, chunksize=64))
+        return list(pool.map(draw, keys, chunksize=64))
 
 
 def pictures(scenes: list[Scene]) -> np.ndarray:

@@ -33,6 +33,7 @@ class Schedule:
     checkpoint_every: int = 250
     mixed_precision: str = "bf16"
     seed: int = 0
+    betas: tuple[float, float] = (0.9, 0.99)
 
     def rate(self, step: int) -> float:
         """The factor of the peak learning rate at a step."""
@@ -74,6 +75,7 @@ def fit(
     schedule: Schedule,
     folder: Path,
     every: dict[int, Callable[[int], None]] | None = None,
+    rates: dict[str, float] | None = None,
 ) -> None:
     """Train `modules` in place until `schedule.steps`, and leave the averaged (EMA) parameters in them.
 
@@ -82,16 +84,20 @@ def fit(
         modules: what is trained; parameters with `requires_grad=False` stay as they are.
         loss: (step, generator) -> scalar. Called under autocast if `schedule.mixed_precision` says so.
         every: period -> function of the step, e.g. to write sample pictures.
+        rates: module -> factor of the learning rate, for adversaries of two speeds in one loss; 1 for the others.
     """
     from accelerate import Accelerator  # a training dependency: the nodes never need it
 
     accelerator = Accelerator(mixed_precision=schedule.mixed_precision, cpu=not torch.cuda.is_available())
     prepared = {key: accelerator.prepare_model(module.to(accelerator.device)) for key, module in modules.items()}
     parameters = [p for _, p in _trainable(modules)]
+    groups = [{"params": parameters, "rate": 1.0}]
+    if rates:
+        groups = [
+            {"params": [p for _, p in _trainable({key: module})], "rate": rates.get(key, 1.0)} for key, module in modules.items()
+        ]
     optimizer = accelerator.prepare_optimizer(
-        torch.optim.AdamW(
-            parameters, lr=schedule.learning_rate, betas=(0.9, 0.99), weight_decay=schedule.weight_decay, fused=True
-        )
+        torch.optim.AdamW(groups, lr=schedule.learning_rate, betas=schedule.betas, weight_decay=schedule.weight_decay, fused=True)
     )
     average = {key: p.detach().clone() for key, p in _trainable(modules)}
     path, first = folder / f"{name}.ckpt", 0
@@ -120,7 +126,7 @@ def fit(
     running, since = 0.0, time.monotonic()
     for step in range(first, schedule.steps):
         for group in optimizer.param_groups:
-            group["lr"] = schedule.learning_rate * schedule.rate(step)
+            group["lr"] = schedule.learning_rate * schedule.rate(step) * group.get("rate", 1.0)
         with accelerator.autocast():
             value = loss(step, generator_for(schedule.seed, step))
         accelerator.backward(value)
