@@ -1,16 +1,20 @@
-"""Style and shape class by class (CA2-SIS, arXiv 2308.16071), and its class-adaptive attention inside Stable Diffusion."""
+"""Style and shape, class by class (CA2-SIS, arXiv 2308.16071): pictures and maps to codes, codes edited, codes to pictures."""
 
 from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..py.ca2sis.attention import VARIANTS
-from ..py.host import ca2sis_attention as attention_host
-from ..py.host import ca2sis_preview as preview_host
-from ..py.host.schedule import PercentRange
+from ..py.ca2sis.checkpoint import FINAL_ACTIVATIONS
+from ..py.ca2sis.codes import GROUPS, SHAPE_MODES
+from ..py.ca2sis.labels import BY_NAME, ORDERS
+from ..py.host import ca2sis as host
+from ..py.host import ca2sis_styles as styles_host
+from ..py.host import folders
 from .semantic_map import SemanticMapType
 
-ClassPromptsType = io.Custom("EXEMPLARY_CLASS_CONDITIONINGS")
+CA2SISType = io.Custom("EXEMPLARY_CA2SIS")
+StyleType = io.Custom("EXEMPLARY_STYLE")
+ShapeType = io.Custom("EXEMPLARY_SHAPE")
 CATEGORY = "exemplary/class-adaptive"
 
 
@@ -23,158 +27,264 @@ def _advanced(widget: io.Input) -> io.Input:
     return widget
 
 
-class ExemplaryCA2SISClassConditioning(io.ComfyNode):
-    @classmethod
-    def define_schema(cls) -> io.Schema:
-        return io.Schema(
-            node_id="ExemplaryCA2SISClassConditioning",
-            display_name="Class Conditioning",
-            category=CATEGORY,
-            description="What the places of a class shall read: a prompt, or any other CONDITIONING. Chain one for each class.",
-            inputs=[
-                io.String.Input(
-                    "classes",
-                    default="sky",
-                    tooltip="One class of the map, or several separated by commas that share this text, for example: tree, grass.",
-                ),
-                io.Conditioning.Input("conditioning", tooltip="The text of these classes, from the CLIP of the same checkpoint."),
-                io.Float.Input(
-                    "weight",
-                    default=1.0,
-                    min=0.0,
-                    max=4.0,
-                    step=0.05,
-                    tooltip="How strongly this text competes with the others where they meet. 0 leaves it out.",
-                ),
-                ClassPromptsType.Input(
-                    "class_conditionings", optional=True, tooltip="The classes so far; this one is added to them."
-                ),
-            ],
-            outputs=[ClassPromptsType.Output(display_name="class_conditionings")],
+def _order() -> io.Combo.Input:
+    return _advanced(
+        io.Combo.Input(
+            "label_order",
+            options=[BY_NAME, *ORDERS],
+            default=BY_NAME,
+            tooltip="by name: the map's class names count. Otherwise its numbers are taken in this order, as a face parser gives them.",
         )
-
-    @classmethod
-    def execute(cls, classes, conditioning, weight, class_conditionings=None) -> io.NodeOutput:
-        return io.NodeOutput(attention_host.class_prompt(classes, conditioning, weight, class_conditionings))
+    )
 
 
-class ExemplaryCA2SISAttention(io.ComfyNode):
+def _classes() -> list[io.Input]:
+    return [
+        io.String.Input(
+            "classes",
+            default="hair",
+            tooltip="Which classes, separated by commas: names of the weights' classes, their numbers, or groups such as expression.",
+        ),
+        io.Combo.Input(
+            "group",
+            options=[host.NO_GROUP, *GROUPS],
+            default=host.NO_GROUP,
+            tooltip="A group of CelebAMask-HQ's classes, besides those named in classes.",
+        ),
+    ]
+
+
+class ExemplaryLoadCA2SIS(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
-            node_id="ExemplaryCA2SISAttention",
-            display_name="Class-Adaptive Attention",
+            node_id="ExemplaryLoadCA2SIS",
+            display_name="Load CA2-SIS",
             category=CATEGORY,
-            description=(
-                "Each place of the picture reads mostly the text of its own class in a semantic map. Needs no weights, works on any Stable "
-                "Diffusion 1.x, 2.x or SDXL model; inspired by the class-adaptive attention of CA2-SIS (arXiv 2308.16071), not part of it."
-            ),
+            description="Load a generator of CA2-SIS (arXiv 2308.16071) from models/ca2sis. What it is, its weights say. playground_faces ships "
+            "with the pack and draws the playground's portraits.",
             inputs=[
-                io.Model.Input("model"),
-                SemanticMapType.Input(
-                    "semantic_map", tooltip="Which class stands where. One map for all pictures, or one a latent. Any size."
-                ),
-                ClassPromptsType.Input("class_conditionings", tooltip="The text of each class, from Class Conditioning."),
-                _fraction("strength", 1.0, "0 leaves the model as it was, 1 is the full effect."),
-                _fraction("start_percent", 0.0, "Where the effect begins."),
-                _fraction(
-                    "end_percent", 1.0, "Where the effect ends. The layout is decided early; a smaller value frees the details."
-                ),
-                _fraction(
-                    "leak",
-                    0.05,
-                    "How much a place reads of other classes' texts: 0 nothing (hard borders), 1 everything (as if all were one prompt).",
-                ),
-                _fraction(
-                    "base_weight",
-                    0.2,
-                    "How much a place with a class of its own reads of the sampler's positive prompt. Places without one read it fully.",
-                    4.0,
+                io.Combo.Input(
+                    "file", options=folders.files(host.FOLDER), tooltip="A file in models/ca2sis, .pth or .safetensors."
                 ),
                 _advanced(
                     io.Combo.Input(
-                        "variant",
-                        options=list(VARIANTS),
-                        default=VARIANTS[0],
-                        tooltip="one softmax: all words compete, with a bias by class. couple: each text is read apart, then mixed by place.",
+                        "final_activation",
+                        options=list(FINAL_ACTIVATIONS),
+                        default=FINAL_ACTIVATIONS[0],
+                        tooltip="The last step of the network. auto goes by the age of the file; if the colours look harsh, choose tanh.",
                     )
-                ),
-                _advanced(
-                    _fraction(
-                        "isolate",
-                        0.0,
-                        "Above 0, places of different classes see each other less (self-attention). 1: not at all.",
-                    )
-                ),
-                _advanced(
-                    io.Combo.Input(
-                        "layers",
-                        options=list(attention_host.LAYERS),
-                        default="all",
-                        tooltip="In which blocks of the UNet it acts.",
-                    )
-                ),
-                io.Conditioning.Input(
-                    "base",
-                    optional=True,
-                    tooltip="What is read besides the classes' texts. Empty: the sampler's positive prompt.",
                 ),
             ],
-            outputs=[io.Model.Output()],
+            outputs=[CA2SISType.Output(display_name="ca2sis")],
         )
 
     @classmethod
-    def execute(
-        cls,
-        model,
-        semantic_map,
-        class_conditionings,
-        strength,
-        start_percent,
-        end_percent,
-        leak,
-        base_weight,
-        variant,
-        isolate,
-        layers,
-        base=None,
-    ) -> io.NodeOutput:
-        percent = PercentRange.checked(start_percent, end_percent, attention_host.NODE)
-        settings = attention_host.Settings(strength, percent, leak, base_weight, variant, isolate, layers)
-        return io.NodeOutput(attention_host.apply(model, semantic_map, class_conditionings, base, settings))
+    def execute(cls, file, final_activation) -> io.NodeOutput:
+        return io.NodeOutput(host.load(file, final_activation))
 
 
-class ExemplaryCA2SISAttentionPreview(io.ComfyNode):
+class ExemplaryCA2SISEncodeStyle(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
-            node_id="ExemplaryCA2SISAttentionPreview",
-            display_name="Class Attention Preview",
+            node_id="ExemplaryCA2SISEncodeStyle",
+            display_name="CA2-SIS Encode Style",
             category=CATEGORY,
-            description="Which class's text each place of the picture reads, at one moment of sampling. Runs the model once.",
+            description="How each class of a picture looks, as a code for each. Picture and map may have any size of the right proportions.",
             inputs=[
-                io.Model.Input("model", tooltip="From Class-Adaptive Attention."),
-                io.Conditioning.Input("positive", tooltip="The sampler's positive prompt."),
-                io.Latent.Input("latent", tooltip="The picture to look at, such as the result."),
-                _fraction("percent", 0.3, "The moment: 0 the first step, 1 the last."),
+                CA2SISType.Input("ca2sis", tooltip="From Load CA2-SIS."),
+                io.Image.Input("image", tooltip="A face that fills the picture, as in CelebA-HQ."),
+                SemanticMapType.Input("semantic_map", tooltip="The map of this picture."),
+                _order(),
+            ],
+            outputs=[StyleType.Output(display_name="style")],
+        )
+
+    @classmethod
+    def execute(cls, ca2sis, image, semantic_map, label_order) -> io.NodeOutput:
+        return io.NodeOutput(host.encode_style(ca2sis, image, semantic_map, label_order))
+
+
+class ExemplaryCA2SISEncodeShape(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="ExemplaryCA2SISEncodeShape",
+            display_name="CA2-SIS Encode Shape",
+            category=CATEGORY,
+            description="Where each class of a map is, as a code for each.",
+            inputs=[
+                CA2SISType.Input("ca2sis", tooltip="From Load CA2-SIS."),
+                SemanticMapType.Input("semantic_map", tooltip="Which class stands where. Any size of the right proportions."),
+                _order(),
+            ],
+            outputs=[ShapeType.Output(display_name="shape")],
+        )
+
+    @classmethod
+    def execute(cls, ca2sis, semantic_map, label_order) -> io.NodeOutput:
+        return io.NodeOutput(host.encode_shape(ca2sis, semantic_map, label_order))
+
+
+class ExemplaryCA2SISMixStyles(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="ExemplaryCA2SISMixStyles",
+            display_name="CA2-SIS Mix Styles",
+            category=CATEGORY,
+            description="Give some classes the look that they have in another picture: this face with that one's hair.",
+            inputs=[
+                StyleType.Input("base", tooltip="The style to change. It stays as it is; the output is a new one."),
+                StyleType.Input("donor", tooltip="Whose look is taken."),
+                *_classes(),
+                _fraction("strength", 1.0, "0 the base's look, 1 the donor's, between them a mixture."),
+                io.Combo.Input(
+                    "if_absent",
+                    options=["keep base", "use anyway"],
+                    default="keep base",
+                    tooltip="A class that the donor does not show has only the code of absence; by default the base keeps its own.",
+                ),
+            ],
+            outputs=[StyleType.Output(display_name="style")],
+        )
+
+    @classmethod
+    def execute(cls, base, donor, classes, group, strength, if_absent) -> io.NodeOutput:
+        kept = "keep" if if_absent == "keep base" else "use"
+        return io.NodeOutput(host.mix_styles(base, donor, classes, group, strength, kept))
+
+
+class ExemplaryCA2SISEditShape(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="ExemplaryCA2SISEditShape",
+            display_name="CA2-SIS Edit Shape",
+            category=CATEGORY,
+            description="Give some classes the place and form that they have in another map. Overlaps and holes are left for the generator.",
+            inputs=[
+                ShapeType.Input("base", tooltip="The shape to change. It stays as it is; the output is a new one."),
+                *_classes(),
+                io.Combo.Input(
+                    "mode",
+                    options=list(SHAPE_MODES),
+                    default=SHAPE_MODES[0],
+                    tooltip="swap if both: take the donor's where both have the class. replace: also if one has not. add: both together. "
+                    "remove: take the class away, no donor needed.",
+                ),
+                _fraction("strength", 1.0, "0 the base's shape, 1 the edited one, between them a mixture of their codes."),
+                ShapeType.Input("donor", optional=True, tooltip="Whose form is taken."),
+            ],
+            outputs=[ShapeType.Output(display_name="shape")],
+        )
+
+    @classmethod
+    def execute(cls, base, classes, group, mode, strength, donor=None) -> io.NodeOutput:
+        return io.NodeOutput(host.edit_shape(base, donor, classes, group, mode, strength))
+
+
+class ExemplaryCA2SISGenerate(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="ExemplaryCA2SISGenerate",
+            display_name="CA2-SIS Generate",
+            category=CATEGORY,
+            description="Draw the picture of a shape in a style. Its size is that of the weights (256x256 for the published ones).",
+            inputs=[
+                CA2SISType.Input("ca2sis", tooltip="From Load CA2-SIS."),
+                ShapeType.Input("shape", tooltip="Where each class is."),
+                StyleType.Input("style", tooltip="How each class looks. One for all shapes, or one each."),
+            ],
+            outputs=[io.Image.Output()],
+        )
+
+    @classmethod
+    def execute(cls, ca2sis, shape, style) -> io.NodeOutput:
+        return io.NodeOutput(host.generate(ca2sis, shape, style))
+
+
+class ExemplaryCA2SISSampleStyle(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="ExemplaryCA2SISSampleStyle",
+            display_name="CA2-SIS Sample Style",
+            category=CATEGORY,
+            description="A style out of nothing, for the classes that a shape has. Needs weights with a noise network.",
+            inputs=[
+                CA2SISType.Input("ca2sis", tooltip="From Load CA2-SIS."),
+                ShapeType.Input("shape", tooltip="For whose classes styles are made."),
                 io.Int.Input(
-                    "seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, tooltip="Of the noise that is added for the moment."
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=0xFFFFFFFFFFFFFFFF,
+                    control_after_generate=True,
+                    tooltip="Each seed is another style, always the same one.",
                 ),
+                io.Int.Input("count", default=1, min=1, max=64, tooltip="How many styles at once."),
             ],
-            outputs=[
-                io.Image.Output(
-                    display_name="image", tooltip="Each place in the colour of what it reads most, darker if undecided."
-                ),
-                io.Image.Output(
-                    display_name="shares", tooltip="One picture for each text, the base first: white where it is read."
-                ),
-                io.String.Output(display_name="report", tooltip="One line for each text: its colour and how much it is read."),
-            ],
+            outputs=[StyleType.Output(display_name="style")],
         )
 
     @classmethod
-    def execute(cls, model, positive, latent, percent, seed) -> io.NodeOutput:
-        return io.NodeOutput(*preview_host.of_model(model, positive, latent, percent, seed))
+    def execute(cls, ca2sis, shape, seed, count) -> io.NodeOutput:
+        return io.NodeOutput(host.sample_style(ca2sis, shape, seed, count))
 
 
-NODES = [ExemplaryCA2SISClassConditioning, ExemplaryCA2SISAttention, ExemplaryCA2SISAttentionPreview]
+class ExemplaryCA2SISSaveStyle(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="ExemplaryCA2SISSaveStyle",
+            display_name="CA2-SIS Save Style",
+            category=CATEGORY,
+            description="Keep a style as a safetensors file in output/ca2sis_styles. No file is ever overwritten.",
+            inputs=[
+                StyleType.Input("style", tooltip="The style to keep."),
+                io.String.Input("name", default="style", tooltip="How the file's name begins; a number follows."),
+            ],
+            outputs=[io.String.Output(display_name="file")],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(cls, style, name) -> io.NodeOutput:
+        return io.NodeOutput(styles_host.save(style, name))
+
+
+class ExemplaryCA2SISLoadStyle(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="ExemplaryCA2SISLoadStyle",
+            display_name="CA2-SIS Load Style",
+            category=CATEGORY,
+            description="A style that was saved before, for the same weights.",
+            inputs=[
+                io.Combo.Input(
+                    "file", options=styles_host.files(), tooltip="A file in output/ca2sis_styles or input/ca2sis_styles."
+                )
+            ],
+            outputs=[StyleType.Output(display_name="style")],
+        )
+
+    @classmethod
+    def execute(cls, file) -> io.NodeOutput:
+        return io.NodeOutput(styles_host.load(file))
+
+
+NODES = [
+    ExemplaryLoadCA2SIS,
+    ExemplaryCA2SISEncodeStyle,
+    ExemplaryCA2SISEncodeShape,
+    ExemplaryCA2SISMixStyles,
+    ExemplaryCA2SISEditShape,
+    ExemplaryCA2SISGenerate,
+    ExemplaryCA2SISSampleStyle,
+    ExemplaryCA2SISSaveStyle,
+    ExemplaryCA2SISLoadStyle,
+]

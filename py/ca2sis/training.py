@@ -123,7 +123,7 @@ def training_loss(
     discriminator: Discriminator,
     image: Tensor,
     mask: Tensor,
-    weights: Weights = Weights(),  # noqa: B008 (frozen)
+    weights: Weights = Weights(),
     backbone: Backbone | None = None,
 ) -> Tensor:
     """L_G + L_D of one batch: x [b, 3, h, w] in [-1, 1], M [b, k, h, w]."""

@@ -12,8 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..ca2sis.codes import Style
 from ..semantic.semantic_map import look_up
-from . import scope
+from . import ca2sis, scope
+from .ca2sis import EncodedShape, LoadedCA2SIS
 from .ca2sis_attention import NODE, OBSERVER, Application, ClassText
 from .grids import Grid
 
@@ -36,6 +38,21 @@ class Observer:
         """Told by the hook: shares [b, 1 + r, l] of what each place of this layer reads."""
         if application is self.application:
             self.seen.setdefault(grid, []).append(shares[0].unflatten(-1, grid).cpu())
+
+
+def preview(
+    model: Any, positive: Any, latent: dict | None, percent: float, seed: int, loaded: Any, shape: Any, style: Any
+) -> tuple[Tensor, Tensor, str]:
+    """Of whichever is connected.
+
+    Raises:
+        ValueError: neither is whole.
+    """
+    if model is not None and positive is not None and latent is not None:
+        return of_model(model, positive, latent, percent, seed)
+    if loaded is not None and shape is not None and style is not None:
+        return of_generator(loaded, shape, style)
+    raise ValueError(f"{PREVIEW}: connect model, positive and latent (Stable Diffusion), or ca2sis, shape and style (CA2-SIS).")
 
 
 def of_model(model: Any, positive: Any, latent: dict, percent: float, seed: int) -> tuple[Tensor, Tensor, str]:
@@ -70,6 +87,12 @@ def of_model(model: Any, positive: Any, latent: dict, percent: float, seed: int)
     names = ["base", *(prompt.classes for prompt in application.prompts)]
     finest = max(observer.seen, key=lambda grid: grid[0] * grid[1])
     return draw(torch.stack(observer.seen[finest]).mean(dim=0), names, [BASE, *_colours(len(names) - 1)])
+
+
+def of_generator(loaded: LoadedCA2SIS, shape: EncodedShape, style: Style) -> tuple[Tensor, Tensor, str]:
+    """Which class's style each pixel of the first picture reads, mean over heads and levels; see `draw`."""
+    shares = ca2sis.reading(loaded, shape, style)
+    return draw(shares, list(loaded.labels), [BASE, *_colours(len(loaded.labels) - 1)])
 
 
 def draw(shares: Tensor, names: list[str], colours: list[tuple[int, int, int]]) -> tuple[Tensor, Tensor, str]:

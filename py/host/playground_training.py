@@ -11,8 +11,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ..playground.judge import Judge
+from ..ca2sis.checkpoint import facts
 from ..playground.faces import CLASSES as FACE_CLASSES
+from ..playground.judge import Judge
 from ..playground.recipes import autoencoder, base, ca2sis, image_encoder, judge
 from . import playground
 
@@ -98,8 +99,7 @@ def train_ca2sis(folder: Path) -> None:
     torch.manual_seed(INITIAL_SEED)
     generator = ca2sis.new_generator()
     ca2sis.train(generator, folder)
-    facts = {"final_activation": "clamp", "labels": "\n".join(FACE_CLASSES)}
-    _ship(CA2SIS_FILE, generator.state_dict(), **facts, steps=ca2sis.SCHEDULE.steps)
+    _ship(CA2SIS_FILE, generator.state_dict(), **facts(ca2sis.CONFIG, FACE_CLASSES), steps=ca2sis.SCHEDULE.steps)
 
 
 def main(arguments: list[str]) -> int:

@@ -27,15 +27,19 @@ class Figure:
     value: float
     unit: str
     at_least: float | None = None
+    at_most: float | None = None
 
     def record(self) -> dict[str, object]:
         """The form that reports keep: name, value, unit, and target and ok where there is a bound."""
         found: dict[str, object] = {"name": self.name, "value": self.value, "unit": self.unit}
         if self.at_least is not None:
-            percent = self.unit == "%"
-            shown = f"{100 * self.at_least:g} %" if percent else f"{self.at_least:g} {self.unit}"
-            found |= {"target": f">= {shown}", "ok": self.value >= self.at_least}
+            found |= {"target": f">= {self._shown(self.at_least)}", "ok": self.value >= self.at_least}
+        if self.at_most is not None:
+            found |= {"target": f"<= {self._shown(self.at_most)}", "ok": self.value <= self.at_most}
         return found
+
+    def _shown(self, bound: float) -> str:
+        return f"{100 * bound:g} %" if self.unit == "%" else f"{bound:g} {self.unit}"
 
 
 def held_out(kind: str, number: int, first: int = 0, **wish) -> list[Scene]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import tiny
 import torch
-from pack.nodes import ca2sis as nodes
+from pack.nodes import ca2sis_attention as nodes
 from pack.py.ca2sis.attention import VARIANTS
 from pack.py.host import ca2sis_attention as host
 from pack.py.host.ca2sis_attention import Settings, class_prompt
@@ -214,15 +214,19 @@ def test_the_nodes_chain(sd15):
 def test_the_preview_shows_what_is_read_where(model, variant):
     patched = adaptive(model, "sky", "road", variant=variant, **HARD)
     latent, positive = {"samples": torch.zeros(2, 4, 16, 24)}, tiny.conditioning(model, "a street")
+
+    def look(patched, percent):
+        return nodes.ExemplaryCA2SISAttentionPreview.execute(percent, 0, patched, positive, latent)
+
     with torch.inference_mode():
-        image, shares, report = nodes.ExemplaryCA2SISAttentionPreview.execute(patched, positive, latent, 0.3, 0).args
+        image, shares, report = look(patched, 0.3).args
     half = shares.shape[2] // 2
     assert image.shape[0] == 1 and shares.shape[0] == 3 and image.shape[1:] == shares.shape[1:]
     assert shares[1, :, :half].min() > 0.99 and shares[2, :, half:].min() > 0.99 and shares[0].max() < 0.01
     assert [line.split()[0] for line in report.splitlines()] == ["base", "sky", "road"]
     assert host.OBSERVER not in patched.model_options["transformer_options"]
     with pytest.raises(ValueError, match="tells no classes apart"):
-        nodes.ExemplaryCA2SISAttentionPreview.execute(model, positive, latent, 0.3, 0)
+        look(model, 0.3)
     late = adaptive(model, percent=PercentRange(0.9, 1.0))
     with pytest.raises(ValueError, match="no layer acts"), torch.inference_mode():
-        nodes.ExemplaryCA2SISAttentionPreview.execute(late, positive, latent, 0.1, 0)
+        look(late, 0.1)

@@ -91,7 +91,7 @@ def edit_batch(pictures: Tensor, labels: Tensor, rng: torch.Generator) -> tuple[
     # One class that both have; not the backdrop, which has no shape of its own.
     which = (torch.rand(both.shape, generator=rng) * both)[:, 1:].argmax(dim=1) + 1
     shaped = (kind == 2)[:, None, None]
-    new, known, added = reshaped(map_own, map_donor, which)
+    _, known, added = reshaped(map_own, map_donor, which)
     own_pixels = masks[torch.arange(len(own)), which][:, None]
     colour = (own * own_pixels).sum(dim=(2, 3), keepdim=True) / own_pixels.sum(dim=(2, 3), keepdim=True).clamp_min(1)
     target = torch.where((shaped & added)[:, None], colour, target)
