@@ -10,7 +10,7 @@ the original alternates and draws twice.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -152,3 +152,46 @@ def noise_loss(made: Tensor, wanted: Tensor, present: Tensor) -> Tensor:
     found = made[nearest, torch.arange(made.shape[1])]
     error = (found - wanted).square().mean(dim=-1)
     return (error * present).sum() / present.sum().clamp_min(1)
+
+
+class Vgg19(nn.Module):
+    """The features that L_P was published with, for weights in torchvision's layout (`features.0.weight` ...), which are not shipped.
+
+    Args:
+        weights: the file's tensors; those of the classifier are not needed.
+
+    Raises:
+        ValueError: tensors of the features are missing.
+    """
+
+    #: Channels of the convolutions up to each layer that is compared; a pooling before all but the first of a width.
+    STAGES = ((64,), (64, "pool", 128), (128, "pool", 256), (256, 256, 256, "pool", 512), (512, 512, 512, "pool", 512))
+
+    def __init__(self, weights: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        self.ends: list[int] = []
+        channels = 3
+        for stage in self.STAGES:
+            for entry in stage:
+                if isinstance(entry, str):
+                    layers.append(nn.MaxPool2d(2, 2))
+                else:
+                    layers += [nn.Conv2d(channels, entry, 3, padding=1), nn.ReLU()]
+                    channels = entry
+            self.ends.append(len(layers))
+        self.features = nn.Sequential(*layers)
+        missing = [key for key in self.state_dict() if key not in weights]
+        if missing:
+            raise ValueError(f"CA2-SIS training: the backbone's file lacks {missing[0]}; give torchvision's vgg19 weights.")
+        self.load_state_dict({key: weights[key] for key in self.state_dict()})
+        self.requires_grad_(False).eval()
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        mean, std = (torch.tensor(v, device=x.device).view(3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+        x, found = ((x + 1) / 2 - mean) / std, []
+        for place, layer in enumerate(self.features, start=1):
+            x = layer(x)
+            if place in self.ends:
+                found.append(x)
+        return found

@@ -13,12 +13,11 @@ import foreign
 import pytest
 import tiny
 import torch
-from pack.py.host import ca2sis_attention, grids, hooks, ifadapter, scope
+from class_prompts import classes
+from pack.py.host import grids, hooks, ifadapter, scope
 from pack.py.host.schedule import PercentRange
 from pack.py.host.slots import AttentionSlot
 from pack.py.ifadapter.instances import Instance, Instances
-from pack.py.semantic.palettes import named_palette
-from pack.py.semantic.semantic_map import SemanticMap
 
 WHOLE_RUN = PercentRange()
 
@@ -60,17 +59,6 @@ BOXES = Instances((Instance((0.0, 0.0, 0.5, 0.6), "a red car"), Instance((0.4, 0
 
 def layout(model, instances=BOXES, **more):
     return ifadapter.apply(model, tiny.TinyCLIP(tiny.text_width(model)), instances, **more)
-
-
-def classes(model, **more):
-    """A sky above a road, each with a text of its own."""
-    labels = torch.full((1, 24, 32), 7, dtype=torch.uint8)
-    labels[:, :12] = 1
-    prompts = None
-    for name, text in (("sky", "a red evening sky"), ("tree", "a tree in a storm")):
-        prompts = ca2sis_attention.class_prompt(name, tiny.conditioning(model, text), prompts=prompts)
-    settings = ca2sis_attention.Settings(**{"isolate": 0.5, **more})
-    return ca2sis_attention.apply(model, SemanticMap(labels, named_palette("playground")), prompts, settings=settings)
 
 
 TECHNIQUES = {"probe": lambda model: probed(model)[0], "layout": layout, "classes": classes}

@@ -45,7 +45,7 @@ BATCH = 6
 ATTENTION = 0.05
 SMALL = 3.0  # further weight of the classes that cover few pixels
 SCHEDULE = Schedule(
-    steps=1000, learning_rate=2e-3, warmup=50, final_rate=0.02, weight_decay=0.0, ema=0.99, checkpoint_every=100, seed=18
+    steps=1000, learning_rate=1.5e-3, warmup=50, final_rate=0.02, weight_decay=0.0, ema=0.99, checkpoint_every=100, seed=18
 )
 NOISE = Schedule(
     steps=1200, learning_rate=1e-3, warmup=50, final_rate=0.02, weight_decay=0.0, ema=0.99, checkpoint_every=400, seed=19
