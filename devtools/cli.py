@@ -77,7 +77,7 @@ def _parser() -> argparse.ArgumentParser:
         "arguments",
         nargs=argparse.REMAINDER,
         metavar="STAGE",
-        help="only these: autoencoder base judge image_encoder ifadapter subject controlnext matcher",
+        help="only these: autoencoder base judge image_encoder controlnext matcher ifadapter subject ca2sis",
     )
     evaluate = command("evaluate", _playground_evaluate, "measure what the playground's models and the techniques do", playground)
     evaluate.add_argument("--quick", action="store_true", help="fewer samples")

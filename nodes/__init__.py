@@ -2,10 +2,32 @@
 
 from __future__ import annotations
 
-from . import am_adapter, evaluation, ifadapter, instance_layout, playground, retrieval, semantic_map, snf
+from . import (
+    am_adapter,
+    ca2sis,
+    ca2sis_attention,
+    evaluation,
+    ifadapter,
+    instance_layout,
+    playground,
+    retrieval,
+    semantic_map,
+    snf,
+)
 
 
 def node_classes() -> list:
     """Every node of the pack, in the order of the menu."""
-    modules = (semantic_map, retrieval, am_adapter, ifadapter, instance_layout, snf, playground, evaluation)
+    modules = (
+        semantic_map,
+        retrieval,
+        am_adapter,
+        ifadapter,
+        instance_layout,
+        snf,
+        ca2sis,
+        ca2sis_attention,
+        playground,
+        evaluation,
+    )
     return [node for module in modules for node in module.NODES]

@@ -15,7 +15,7 @@ from __future__ import annotations
 import logging
 import math
 import pickle
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -25,7 +25,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from .codes import Shape, Style
+from .codes import Shape, Style, class_names
 from .model import HEADS, LEVELS, Config, Generator
 
 log = logging.getLogger(__name__)
@@ -44,10 +44,12 @@ class Checkpoint:
     Args:
         config: of the Generator that takes exactly these weights.
         weights: all of its tensors and no others, in the file's own type.
+        labels: the names of its classes: what the file says, else CelebAMask-HQ's for 19 classes, else numbers.
     """
 
     config: Config
     weights: dict[str, Tensor]
+    labels: tuple[str, ...]
 
     def build(self, operations: Any = nn, dtype: Any = None, device: Any = None) -> Generator:
         """A Generator with these weights, ready to draw."""
@@ -68,7 +70,9 @@ def load(path: str | Path, final_activation: FinalActivation = "auto", noise: bo
         raise ValueError(
             f"CA2-SIS: {path.name!r} is the discriminator, needed in training only. Load the file that ends in _net_G.pth."
         )
-    return prepare(weights, final_activation, noise, metadata.get("final_activation"), path.name)
+    found = prepare(weights, final_activation, noise, metadata.get("final_activation"), path.name)
+    labels = tuple(metadata.get("labels", "").split("\n"))
+    return replace(found, labels=labels) if len(labels) == found.config.classes else found
 
 
 def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -129,7 +133,7 @@ def prepare(
             "Download it again, or load the file it was meant to be (latest_net_G.pth)."
         )
     kept = {key: own[key] for key in expected if config.noise_dim or not key.startswith(_NOISE)}
-    return Checkpoint(config, kept)
+    return Checkpoint(config, kept, class_names(config.classes))
 
 
 def infer(weights: Mapping[str, Tensor], name: str = "the file") -> Config:
@@ -175,10 +179,16 @@ def shapes(config: Config) -> dict[str, tuple[int, ...]]:
     return {key: tuple(value.shape) for key, value in Generator(config, device="meta").state_dict().items()}
 
 
-def save(path: str | Path, weights: Mapping[str, Tensor], config: Config) -> None:
-    """Write a Generator's weights as safetensors that say which last step they were trained with."""
+def save(path: str | Path, weights: Mapping[str, Tensor], config: Config, labels: Sequence[str] = ()) -> None:
+    """Write a Generator's weights as safetensors that say which last step they were trained with and what the classes are called."""
     contiguous = {key: value.detach().cpu().contiguous() for key, value in weights.items()}
-    save_file(contiguous, path, {"final_activation": "tanh" if config.tanh else "clamp"})
+    save_file(contiguous, path, facts(config, labels))
+
+
+def facts(config: Config, labels: Sequence[str] = ()) -> dict[str, str]:
+    """The metadata of such a file."""
+    named = {"labels": "\n".join(labels)} if labels else {}
+    return {"final_activation": "tanh" if config.tanh else "clamp", **named}
 
 
 def save_codes(path: str | Path, codes: Style | Shape) -> None:

@@ -76,6 +76,16 @@ def chunk_view(run: Run, options: dict, chunk: int) -> View | None:
     return WHOLE if (h, w) == (full_h, full_w) else None
 
 
+def part_of(pictures: Tensor, view: View) -> Tensor:
+    """The part of [..., h, w] that a view shows, at least one pixel of it."""
+    if view == WHOLE:
+        return pictures
+    h, w = pictures.shape[-2:]
+    x0, y0, x1, y1 = view
+    top, left = min(int(y0 * h), h - 1), min(int(x0 * w), w - 1)
+    return pictures[..., top : max(top + 1, round(y1 * h)), left : max(left + 1, round(x1 * w))]
+
+
 def _condition(run: Run, options: dict, chunk: int) -> dict[str, Any]:
     uuids = options.get("uuids") or []
     if chunk < len(uuids):
@@ -96,13 +106,3 @@ def batch_error(node: str, name: str, found: int, latents: int) -> ValueError:
 def on(tensor: Tensor, like: Tensor) -> Tensor:
     """Same place and number format as `like`."""
     return tensor.to(device=like.device, dtype=like.dtype)
-
-
-def part_of(pictures: Tensor, view: View) -> Tensor:
-    """The part of [..., h, w] that a view shows, at least one pixel of it."""
-    if view == WHOLE:
-        return pictures
-    h, w = pictures.shape[-2:]
-    x0, y0, x1, y1 = view
-    top, left = min(int(y0 * h), h - 1), min(int(x0 * w), w - 1)
-    return pictures[..., top : max(top + 1, round(y1 * h)), left : max(left + 1, round(x1 * w))]

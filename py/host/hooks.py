@@ -39,6 +39,12 @@ def text_layers(model: Any, node: str) -> list[LayerKey]:
     return keys
 
 
+def text_width(model: Any, keys: list[LayerKey]) -> int | None:
+    """How wide the text is that these layers of a MODEL read; None if the layer does not say (a pack's own)."""
+    blocks = attention_blocks(model.get_model_object("diffusion_model"))
+    return getattr(blocks[keys[0]].attn2.to_k, "in_features", None)
+
+
 def model_name(model: Any) -> str:
     """What to call a MODEL in a message: the host's own class for it, such as SD15 or SDXL or Flux."""
     return type(getattr(model.model, "model_config", model.model)).__name__

@@ -11,9 +11,11 @@ from ..am_adapter.agreement import CORRECTED
 from ..am_adapter.checkpoint import matcher_metadata
 from ..am_adapter.model import ControlNeXt, Matcher
 from ..am_adapter.training import begin_as_class_bias_
+from ..ca2sis.checkpoint import facts
 from ..ifadapter import checkpoint as ifadapter_checkpoint
 from ..ifadapter.model import IFAdapter
-from ..playground.recipes import am_adapter, ifadapter, image_encoder, subject
+from ..playground.faces import CLASSES as FACE_CLASSES
+from ..playground.recipes import am_adapter, ca2sis, ifadapter, image_encoder, subject
 from ..snf import checkpoint as snf_checkpoint
 from . import am_adapter_training, ifadapter_text, ifadapter_training, playground, subject_training
 from .playground_shipping import INITIAL_SEED, finished, finished_base, finished_encoder, ship
@@ -21,6 +23,7 @@ from .playground_shipping import INITIAL_SEED, finished, finished_base, finished
 #: In the models' own folders, so that the ordinary Load nodes list them.
 CONTROLNEXT_FILE, MATCHER_FILE = "am_adapter/playground_controlnext", "am_adapter/playground_matcher"
 IFADAPTER_FILE = "ifadapter/playground_ifadapter"
+CA2SIS_FILE = "ca2sis/playground_faces"
 SUBJECT_FILE = "face_diffuser/playground_subject"
 
 
@@ -84,9 +87,18 @@ def train_subject(folder: Path) -> None:
     ship(SUBJECT_FILE, state, base="playground", steps=subject.SCHEDULE.steps)
 
 
+def train_ca2sis(folder: Path) -> None:
+    """CA2-SIS's generator, on drawn portraits alone."""
+    torch.manual_seed(INITIAL_SEED)
+    generator = ca2sis.new_generator()
+    ca2sis.train(generator, folder)
+    ship(CA2SIS_FILE, generator.state_dict(), **facts(ca2sis.CONFIG, FACE_CLASSES), steps=ca2sis.SCHEDULE.steps)
+
+
 STAGES = {
     "controlnext": train_controlnext,
     "matcher": train_matcher,
     "ifadapter": train_ifadapter,
     "subject": train_subject,
+    "ca2sis": train_ca2sis,
 }

@@ -37,6 +37,7 @@ class Schedule:
     mixed_precision: str = "bf16"
     seed: int = 0
     accumulation: int = 1
+    betas: tuple[float, float] = (0.9, 0.99)
 
     def rate(self, step: int) -> float:
         """The factor of the peak learning rate at a step."""
@@ -98,6 +99,7 @@ def fit(
     schedule: Schedule,
     folder: Path,
     every: dict[int, Callable[[int], None]] | None = None,
+    rates: dict[str, float] | None = None,
 ) -> list[float]:
     """Train `modules` in place until `schedule.steps`, and leave the averaged (EMA) parameters in them.
 
@@ -107,6 +109,7 @@ def fit(
         loss: (number of the batch, generator) -> scalar. Called under autocast if `schedule.mixed_precision` says so.
         every: period -> function of the step, e.g. to write sample pictures. Called with the averaged parameters in the modules, in the
             main process only.
+        rates: module -> factor of the learning rate, for adversaries of two speeds in one loss; 1 for the others.
 
     Returns:
         The loss of every step that was made, the mean of all its batches.
@@ -118,10 +121,13 @@ def fit(
     for module in modules.values():
         accelerator.prepare_model(module.to(accelerator.device), evaluation_mode=True)
     parameters = [p for _, p in _trainable(modules)]
+    groups = [{"params": parameters, "rate": 1.0}]
+    if rates:
+        groups = [
+            {"params": [p for _, p in _trainable({key: module})], "rate": rates.get(key, 1.0)} for key, module in modules.items()
+        ]
     optimizer = accelerator.prepare_optimizer(
-        torch.optim.AdamW(
-            parameters, lr=schedule.learning_rate, betas=(0.9, 0.99), weight_decay=schedule.weight_decay, fused=True
-        )
+        torch.optim.AdamW(groups, lr=schedule.learning_rate, betas=schedule.betas, weight_decay=schedule.weight_decay, fused=True)
     )
     average = {key: p.detach().clone() for key, p in _trainable(modules)}
     path, first = folder / f"{name}.ckpt", 0
@@ -153,7 +159,7 @@ def fit(
     since = time.monotonic()
     for step in range(first, schedule.steps):
         for group in optimizer.param_groups:
-            group["lr"] = schedule.learning_rate * schedule.rate(step)
+            group["lr"] = schedule.learning_rate * schedule.rate(step) * group.get("rate", 1.0)
         value = torch.zeros((), device=accelerator.device)
         for turn in range(schedule.accumulation):
             number = (step * schedule.accumulation + turn) * accelerator.num_processes + accelerator.process_index

@@ -13,6 +13,7 @@ import foreign
 import pytest
 import tiny
 import torch
+from class_prompts import classes
 from pack.py.host import am_adapter, grids, hooks, ifadapter, scope
 from pack.py.host.schedule import PercentRange
 from pack.py.host.slots import AttentionSlot
@@ -65,7 +66,7 @@ def exemplar(model, **more):
     return am_adapter.apply(model, tiny.TinyVAE(), *pictures, **more)
 
 
-TECHNIQUES = {"probe": lambda model: probed(model)[0], "layout": layout, "exemplar": exemplar}
+TECHNIQUES = {"probe": lambda model: probed(model)[0], "layout": layout, "exemplar": exemplar, "classes": classes}
 
 
 @pytest.fixture(params=TECHNIQUES)
@@ -91,10 +92,14 @@ def test_the_model_without_the_node_samples_the_same_bits_before_and_after(model
 )
 def test_strength_zero_and_an_empty_range_are_the_model_itself(model, nothing):
     assert same(tiny.sample(layout(model, **nothing)), tiny.sample(model))
+    begin, end = nothing.get("start_percent", 0.0), nothing.get("end_percent", 1.0)
+    settings = {"strength": nothing.get("strength", 1.0), "percent": PercentRange(begin, end)}
+    assert same(tiny.sample(classes(model, **settings)), tiny.sample(model))
 
 
 def test_a_range_between_two_steps_changes_nothing(model):
     assert same(tiny.sample(layout(model, start_percent=0.998, end_percent=0.999)), tiny.sample(model))
+    assert same(tiny.sample(classes(model, percent=PercentRange(0.998, 0.999))), tiny.sample(model))
 
 
 def test_an_instance_of_strength_zero_changes_nothing(sd15):

@@ -84,8 +84,6 @@ def test_training_computes_the_image_as_the_host_does():
     torch.testing.assert_close(playground.image_features(vision.model.float(), pixels), expected.float(), atol=2e-2, rtol=2e-2)
 
 
-
-
 def test_phrases_find_their_pictures(studio):
     """Of eight pictures with one object each, the image encoder and the projected text match at least six."""
     scenes = evaluation.held_out("objects", 8, first=60_000, count=1)

@@ -1,0 +1,158 @@
+"""CA2-SIS: encoding and drawing a face at 256x256 against the textbook form, an edit against the whole, and what the attention patch costs.
+
+The textbook form builds what ours never does: every attention table (queries x keys x heads, softmax, product), and the wide map of every
+feed-forward at once. Weights of the published size, random, float32, batch 1; both give the same picture. Time is processor time on one
+thread, memory the growth of the process while it runs. The patch is on a full-size SD1.5 UNet at 512x512 with eight classes.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import statistics
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import comfy.supported_models
+import torch
+from einops import rearrange
+from pack.py.ca2sis import codes, model
+from pack.py.ca2sis.model import Config, Generator
+from pack.py.host import ca2sis_attention
+from pack.py.semantic.palettes import named_palette
+from pack.py.semantic.semantic_map import SemanticMap
+from torch import Tensor
+
+ROOT = Path(__file__).resolve().parents[1]
+KIND = "speed"
+MOST_TIME, MOST_MEMORY, MOST_STEP = 0.5, 0.35, 1.3
+CLASSES = ("backdrop", "sky", "grass", "road", "house", "tree", "car", "person")
+STATM = Path("/proc/self/statm")
+
+
+def figures(quick: bool) -> Iterator[dict]:
+    """Every figure; `quick` repeats less and uses a picture of 256x256 for the patch."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with torch.no_grad():
+            yield from _generator(1 if quick else 3)
+        yield _patch(1 if quick else 3, 256 if quick else 512)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _generator(repeats: int) -> Iterator[dict]:
+    generator = _random(Generator(Config(), device="meta").to_empty(device="cpu").eval().requires_grad_(False))
+    image = torch.rand(1, 3, 256, 256, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    blocks = torch.randint(0, 19, (1, 16, 16), generator=torch.Generator().manual_seed(1))
+    mask = codes.one_hot(blocks.repeat_interleave(16, 1).repeat_interleave(16, 2), 19)
+    shape, style = generator.encode_shape(mask), generator.encode_style(image, mask)
+
+    def ours() -> Tensor:
+        return generator(image, mask)
+
+    def textbook() -> Tensor:
+        kept, model.attend, model.SLICE = (model.attend, model.SLICE), _table_attention, 1 << 30
+        try:
+            return generator(image, mask)
+        finally:
+            model.attend, model.SLICE = kept
+
+    torch.testing.assert_close(ours(), textbook(), rtol=1e-3, atol=1e-3)
+    whole, plain = ([_seconds(call) for _ in range(repeats)] for call in (ours, textbook))
+    name = "CA2-SIS, encode and draw at 256x256"
+    yield _at_most(f"{name}, time against the textbook form", statistics.median(whole) / statistics.median(plain), MOST_TIME)
+    if STATM.exists():
+        grown = [_bytes(call) for call in (ours, textbook)]
+        yield _at_most(f"{name}, peak memory against the textbook form", grown[0] / grown[1], MOST_MEMORY)
+    again = statistics.median(_seconds(lambda: generator.decode(shape, style)) for _ in range(repeats))
+    yield {
+        "name": "an edited style with cached codes, against encode and draw",
+        "value": again / statistics.median(whole),
+        "unit": "x",
+    }
+
+
+def _patch(pairs: int, side: int) -> dict:
+    sys.path[:0] = [str(ROOT / "tests" / "host")]
+    import tiny
+
+    class FullSD15(comfy.supported_models.SD15):
+        pass
+
+    tiny.SHAPES[FullSD15] = {
+        "channel_mult": [1, 2, 4, 4],
+        "num_res_blocks": [2, 2, 2, 2],
+        "transformer_depth": [1, 1, 1, 1, 1, 1, 0, 0],
+        "transformer_depth_output": [1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0],
+        "transformer_depth_middle": 1,
+    }
+    plain, palette, prompts = tiny.tiny_model(FullSD15), named_palette("playground"), None
+    for name in CLASSES:
+        prompts = ca2sis_attention.class_prompt(name, tiny.conditioning(plain, f"a {name}"), prompts=prompts)
+    labels = torch.tensor([palette.label(name, "classes") for name in CLASSES]).view(1, 2, 4)
+    semantic_map = SemanticMap(labels.repeat_interleave(side // 2, 1).repeat_interleave(side // 4, 2), palette)
+    patched = ca2sis_attention.apply(plain, semantic_map, prompts)
+    times: list[list[float]] = [[], []]
+    for _ in range(pairs):
+        for found, unet in zip(times, (patched, plain)):
+            found.append(_seconds(lambda: tiny.sample(unet, steps=1, size=(side // 8, side // 8))))
+    ratio = statistics.median(times[0]) / statistics.median(times[1])
+    return _at_most(
+        f"class-adaptive attention, {len(CLASSES)} classes, SD1.5 at {side}x{side}, a step against the plain one",
+        ratio,
+        MOST_STEP,
+    )
+
+
+def _table_attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
+    q, k, v = (rearrange(t, "b l (n d) -> b n l d", n=heads) for t in (q, k, v))
+    table = (q @ k.mT * q.shape[-1] ** -0.5).softmax(dim=-1)
+    return rearrange(table @ v, "b n l d -> b l (n d)")
+
+
+def _random(generator: Generator) -> Generator:
+    source = torch.Generator().manual_seed(0)
+    for name, value in generator.state_dict().items():
+        if value.ndim > 1:
+            value.normal_(std=value[0].numel() ** -0.5, generator=source)
+        else:
+            value.normal_(mean=float(name.endswith("weight")), std=0.1, generator=source)
+    return generator
+
+
+def _seconds(call: Callable) -> float:
+    start = time.process_time()
+    call()
+    return time.process_time() - start
+
+
+def _bytes(call: Callable) -> float:
+    """By how much the process grows at most while this runs."""
+    if hasattr(ctypes.CDLL(None), "malloc_trim"):
+        ctypes.CDLL(None).malloc_trim(0)
+    done, most, before = threading.Event(), [0], _resident()
+
+    def watch() -> None:
+        while not done.wait(0.002):
+            most[0] = max(most[0], _resident())
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        call()
+    finally:
+        done.set()
+        watcher.join()
+    return max(1, most[0] - before)
+
+
+def _resident() -> int:
+    return 4096 * int(STATM.read_text().split()[1])
+
+
+def _at_most(name: str, value: float, most: float) -> dict:
+    return {"name": name, "value": value, "unit": "x", "target": f"<= {most:g}", "ok": value <= most}

@@ -1,0 +1,180 @@
+"""Class-adaptive attention inside Stable Diffusion, inspired by CA2-SIS (arXiv 2308.16071), and a look at who reads what."""
+
+from __future__ import annotations
+
+from comfy_api.latest import io
+
+from ..py.ca2sis.attention import VARIANTS
+from ..py.host import ca2sis_attention as attention_host
+from ..py.host import ca2sis_preview as preview_host
+from ..py.host.schedule import PercentRange
+from .ca2sis import CATEGORY, CA2SISType, ShapeType, StyleType, _fraction
+from .semantic_map import SemanticMapType
+from .widgets import advanced
+
+ClassPromptsType = io.Custom("EXEMPLARY_CLASS_CONDITIONINGS")
+
+
+class ExemplaryCA2SISClassConditioning(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="ExemplaryCA2SISClassConditioning",
+            display_name="Class Conditioning",
+            category=CATEGORY,
+            description="What the places of a class shall read: a prompt, or any other CONDITIONING. Chain one for each class.",
+            inputs=[
+                io.String.Input(
+                    "classes",
+                    default="sky",
+                    tooltip="One class of the map, or several separated by commas that share this text, for example: tree, grass.",
+                ),
+                io.Conditioning.Input("conditioning", tooltip="The text of these classes, from the CLIP of the same checkpoint."),
+                io.Float.Input(
+                    "weight",
+                    default=1.0,
+                    min=0.0,
+                    max=4.0,
+                    step=0.05,
+                    tooltip="How strongly this text competes with the others where they meet. 0 leaves it out.",
+                ),
+                ClassPromptsType.Input(
+                    "class_conditionings", optional=True, tooltip="The classes so far; this one is added to them."
+                ),
+            ],
+            outputs=[ClassPromptsType.Output(display_name="class_conditionings")],
+        )
+
+    @classmethod
+    def execute(cls, classes, conditioning, weight, class_conditionings=None) -> io.NodeOutput:
+        return io.NodeOutput(attention_host.class_prompt(classes, conditioning, weight, class_conditionings))
+
+
+class ExemplaryCA2SISAttention(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="ExemplaryCA2SISAttention",
+            display_name="Class-Adaptive Attention",
+            category=CATEGORY,
+            description=(
+                "Each place of the picture reads mostly the text of its own class in a semantic map. Needs no weights, works on any Stable "
+                "Diffusion 1.x, 2.x or SDXL model; inspired by the class-adaptive attention of CA2-SIS (arXiv 2308.16071), not part of it."
+            ),
+            inputs=[
+                io.Model.Input("model"),
+                SemanticMapType.Input(
+                    "semantic_map", tooltip="Which class stands where. One map for all pictures, or one a latent. Any size."
+                ),
+                ClassPromptsType.Input("class_conditionings", tooltip="The text of each class, from Class Conditioning."),
+                _fraction("strength", 1.0, "0 leaves the model as it was, 1 is the full effect."),
+                _fraction("start_percent", 0.0, "Where the effect begins."),
+                _fraction(
+                    "end_percent", 1.0, "Where the effect ends. The layout is decided early; a smaller value frees the details."
+                ),
+                _fraction(
+                    "leak",
+                    0.05,
+                    "How much a place reads of other classes' texts: 0 nothing (hard borders), 1 everything (as if all were one prompt).",
+                ),
+                _fraction(
+                    "base_weight",
+                    0.2,
+                    "How much a place with a class of its own reads of the sampler's positive prompt. Places without one read it fully.",
+                    4.0,
+                ),
+                advanced(
+                    io.Combo.Input(
+                        "variant",
+                        options=list(VARIANTS),
+                        default=VARIANTS[0],
+                        tooltip="one softmax: all words compete, with a bias by class. couple: each text is read apart, then mixed by place.",
+                    )
+                ),
+                advanced(
+                    _fraction(
+                        "isolate",
+                        0.0,
+                        "Above 0, places of different classes see each other less (self-attention). 1: not at all.",
+                    )
+                ),
+                advanced(
+                    io.Combo.Input(
+                        "layers",
+                        options=list(attention_host.LAYERS),
+                        default="all",
+                        tooltip="In which blocks of the UNet it acts.",
+                    )
+                ),
+                io.Conditioning.Input(
+                    "base",
+                    optional=True,
+                    tooltip="What is read besides the classes' texts. Empty: the sampler's positive prompt.",
+                ),
+            ],
+            outputs=[io.Model.Output()],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        model,
+        semantic_map,
+        class_conditionings,
+        strength,
+        start_percent,
+        end_percent,
+        leak,
+        base_weight,
+        variant,
+        isolate,
+        layers,
+        base=None,
+    ) -> io.NodeOutput:
+        percent = PercentRange.checked(start_percent, end_percent, attention_host.NODE)
+        settings = attention_host.Settings(strength, percent, leak, base_weight, variant, isolate, layers)
+        return io.NodeOutput(attention_host.apply(model, semantic_map, class_conditionings, base, settings))
+
+
+class ExemplaryCA2SISAttentionPreview(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="ExemplaryCA2SISAttentionPreview",
+            display_name="Class Attention Preview",
+            category=CATEGORY,
+            description="Which class each place of the picture reads: its text in Stable Diffusion at one moment of sampling, or its style in the "
+            "generator of CA2-SIS.",
+            inputs=[
+                _fraction("percent", 0.3, "Stable Diffusion: the moment, 0 the first step, 1 the last."),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=0xFFFFFFFFFFFFFFFF,
+                    tooltip="Stable Diffusion: of the noise that is added for the moment.",
+                ),
+                io.Model.Input("model", optional=True, tooltip="Stable Diffusion: from Class-Adaptive Attention. It runs once."),
+                io.Conditioning.Input("positive", optional=True, tooltip="Stable Diffusion: the sampler's positive prompt."),
+                io.Latent.Input("latent", optional=True, tooltip="Stable Diffusion: the picture to look at, such as the result."),
+                CA2SISType.Input("ca2sis", optional=True, tooltip="CA2-SIS: its weights."),
+                ShapeType.Input("shape", optional=True, tooltip="CA2-SIS: where each class is."),
+                StyleType.Input("style", optional=True, tooltip="CA2-SIS: how each class looks."),
+            ],
+            outputs=[
+                io.Image.Output(
+                    display_name="image", tooltip="Each place in the colour of what it reads most, darker if undecided."
+                ),
+                io.Image.Output(
+                    display_name="shares", tooltip="One picture for each class (the base text first): white where it is read."
+                ),
+                io.String.Output(display_name="report", tooltip="One line for each class: its colour and how much it is read."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, percent, seed, model=None, positive=None, latent=None, ca2sis=None, shape=None, style=None) -> io.NodeOutput:
+        return io.NodeOutput(*preview_host.preview(model, positive, latent, percent, seed, ca2sis, shape, style))
+
+
+NODES = [ExemplaryCA2SISClassConditioning, ExemplaryCA2SISAttention, ExemplaryCA2SISAttentionPreview]
