@@ -74,7 +74,7 @@ def _parser() -> argparse.ArgumentParser:
     playground = _parser_of(commands, "playground", "the small drawn world and the models trained on it")
     train = command("train", _playground_train, "train the playground's models again; resumes where it stopped", playground)
     train.add_argument(
-        "arguments", nargs=argparse.REMAINDER, metavar="STAGE", help="only these: autoencoder base judge image_encoder"
+        "arguments", nargs=argparse.REMAINDER, metavar="STAGE", help="only these: autoencoder base judge image_encoder paint_by_example"
     )
     evaluate = command("evaluate", _playground_evaluate, "measure what the playground's models and the techniques do", playground)
     evaluate.add_argument("--quick", action="store_true", help="fewer samples")

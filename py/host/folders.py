@@ -27,6 +27,8 @@ def register() -> None:
 
 def files(folder: str) -> list[str]:
     """What the user can choose from, sub-folders and links included; an empty list if there is nothing."""
+    if folder not in folder_paths.folder_names_and_paths:
+        register()
     return folder_paths.get_filename_list(folder)
 
 

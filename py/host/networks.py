@@ -14,12 +14,10 @@ import torch
 def host_settings(weight_dtype: torch.dtype) -> dict[str, Any]:
     """`operations`, `dtype` and `device` for the constructor of one of our models, as the host would choose them for its own.
 
-    Weights keep their type and are cast at each layer's call, so any base model's type, offloading and quantised matrix products work.
+    Weights keep their type and are cast at each layer's call to the type of what comes in, so any base model's type and offloading work.
     """
-    load_device = comfy.model_management.get_torch_device()
-    compute = comfy.model_management.unet_manual_cast(weight_dtype, load_device)
     return {
-        "operations": comfy.ops.pick_operations(weight_dtype, compute),
+        "operations": comfy.ops.manual_cast,
         "dtype": weight_dtype,
         "device": comfy.model_management.unet_offload_device(),
     }

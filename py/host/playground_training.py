@@ -12,8 +12,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..playground.judge import Judge
-from ..playground.recipes import autoencoder, base, image_encoder, judge
-from . import playground
+from ..playground.recipes import autoencoder, base, image_encoder, judge, paint_by_example
+from . import paint_by_example_training, playground
 
 log = logging.getLogger("exemplary")
 
@@ -45,6 +45,12 @@ def _trained_autoencoder(folder: Path) -> nn.Module:
     model = playground.new_autoencoder()
     autoencoder.train(model, folder)
     return model
+
+
+def _shipped_autoencoder() -> nn.Module:
+    model = playground.new_autoencoder()
+    model.load_state_dict({key: value.float() for key, value in playground.read_weights("vae").items()}, strict=False)
+    return model.eval().requires_grad_(False)
 
 
 def train_autoencoder(folder: Path) -> None:
@@ -91,12 +97,27 @@ def train_image_encoder(folder: Path) -> None:
     _ship("text_encoder", shipped, steps=base.SCHEDULE.steps)
 
 
+def train_paint_by_example(folder: Path) -> None:
+    """Paint by Example, on the shipped base: only what was trained is in the file."""
+    torch.manual_seed(INITIAL_SEED)
+    nets = paint_by_example_training.playground_networks(_encode_with(_shipped_autoencoder()))
+    paint_by_example.train(nets, folder)
+    path = paint_by_example_training.ship(nets)
+    log.info("%s: %.1f MB", path.name, path.stat().st_size / 1e6)
+
+
 def main(arguments: list[str]) -> int:
     """`dev.py playground train [STAGE ...]`: train these stages, all by default, in order.
 
     Checkpoints in `output/playground` resume; a finished stage only writes its file again.
     """
-    runs = {"autoencoder": train_autoencoder, "base": train_base, "judge": train_judge, "image_encoder": train_image_encoder}
+    runs = {
+        "autoencoder": train_autoencoder,
+        "base": train_base,
+        "judge": train_judge,
+        "image_encoder": train_image_encoder,
+        "paint_by_example": train_paint_by_example,
+    }
     unknown = [name for name in arguments if name not in runs]
     if unknown:
         log.error("There is no stage %r. The stages are: %s.", unknown[0], ", ".join(runs))
