@@ -1,6 +1,6 @@
 """Measured figures: who measures them, how they are kept, and when they are measured again.
 
-A measurement is a module of the pack, `py/host/playground_evaluation.py` or any `benchmarks/<name>.py`, with
+A measurement is a module of the pack, any `py/host/<name>_evaluation.py` or `benchmarks/<name>.py`, with
 
     KIND = "quality"                    # or "speed"
     def figures(quick: bool):           # a generator; the host is importable, the pack is `pack`
@@ -34,7 +34,7 @@ KEPT = OUTPUT / "figures"
 
 def modules(kind: str, names: list[str] | None = None) -> list[str]:
     """The measurements of one kind, as module names inside the pack."""
-    paths = [ROOT / "py" / "host" / "playground_evaluation.py", *sorted((ROOT / "benchmarks").glob("*.py"))]
+    paths = [*sorted((ROOT / "py" / "host").glob("*_evaluation.py")), *sorted((ROOT / "benchmarks").glob("*.py"))]
     found = [path for path in paths if path.is_file() and _kind(path) == kind]
     unknown = set(names or ()) - {path.stem for path in found}
     if unknown:

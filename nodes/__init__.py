@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from . import ifadapter, paint_by_example, playground, semantic_map
+from . import ifadapter, paint_by_example, playground, region_score, semantic_map
 
 
 def node_classes() -> list:
     """Every node of the pack, in the order of the menu."""
-    return [node for module in (semantic_map, ifadapter, paint_by_example, playground) for node in module.NODES]
+    return [node for module in (semantic_map, ifadapter, paint_by_example, playground, region_score) for node in module.NODES]

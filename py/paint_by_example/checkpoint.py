@@ -33,7 +33,8 @@ PARTS = ("unet", "image_encoder", "vae")
 SHOWN = 3  # how many names a message lists
 
 _UNET, _VAE = "model.diffusion_model.", "first_stage_model."
-_TOWERS = ("cond_stage_model.transformer.vision_model.", "model.vision_model.")
+#: The first that is there; diffusers' files of newer versions have the last.
+_TOWERS = tuple(f"{prefix}embeddings.class_embedding" for prefix in ("cond_stage_model.transformer.vision_model.", "model.vision_model.", "model."))
 _BLOCKS = {  # ours -> (the published checkpoint's, diffusers')
     "ln_1": ("ln_1", "norm1"),
     "value": ("attn.c_qkv", "attn1.to_v"),
@@ -109,12 +110,7 @@ def understood(names: Iterable[str], get: Callable[[str], Tensor], metadata: Map
     published, diffusers = "learnable_vector" in names, "uncond_vector" in names
     found = Contents(
         unet=_unet(names, get),
-        tower={
-            name.removeprefix(prefix): get(name)
-            for prefix in _TOWERS
-            for name in sorted(names)
-            if name.startswith(prefix) and not name.endswith("position_ids")
-        },
+        tower=_tower(names, get),
         mapper=_mapper(names, get, diffusers) if published or diffusers else {},
         vae=_vae(names, get),
         metadata=metadata,
@@ -134,6 +130,16 @@ def _unet(names: set[str], get: Callable[[str], Tensor]) -> dict[str, Tensor]:
     if "conv_in.weight" in names and "time_embedding.linear_1.weight" in names:
         return {target: get(name) for name, target in original_names(sorted(names)).items()}
     return {}
+
+
+def _tower(names: set[str], get: Callable[[str], Tensor]) -> dict[str, Tensor]:
+    first = next((name for name in _TOWERS if name in names), None)
+    if first is None:
+        return {}
+    prefix = first.removesuffix("embeddings.class_embedding")
+    parts = ("embeddings.", "encoder.", "pre_layrnorm.", "post_layernorm.")
+    found = {name.removeprefix(prefix): name for name in sorted(names) if name.startswith(prefix)}
+    return {ours: get(name) for ours, name in found.items() if ours.startswith(parts) and not ours.endswith("position_ids")}
 
 
 def _vae(names: set[str], get: Callable[[str], Tensor]) -> dict[str, Tensor]:

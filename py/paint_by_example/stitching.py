@@ -10,7 +10,6 @@ Three nested areas, all in pixels of the source:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -228,17 +227,3 @@ def colours_matched(result: Tensor, source: Tensor, hole: Tensor, amount: float)
     gain = (theirs.std(dim=0) / ours.std(dim=0).clamp(min=1e-4)).clamp(0.5, 2.0)
     matched = (result - ours.mean(dim=0)) * gain + theirs.mean(dim=0)
     return torch.lerp(result, matched, amount).clamp(0, 1)
-
-
-def ring_gradient(picture: Tensor, hole: Tensor) -> float:
-    """How sharp the seam is: the mean step of brightness between neighbouring pixels across the border of the hole.
-
-    Args:
-        picture: [h, w, 3]; hole: [h, w], 0 or 1.
-    """
-    light = picture[..., :3].mean(dim=-1)
-    steps: Sequence[Tensor] = [
-        (light.diff(dim=axis)).abs()[hole.diff(dim=axis) != 0] for axis in (0, 1)
-    ]  # only pairs of which one is in the hole
-    joined = torch.cat(list(steps))
-    return float(joined.mean()) if len(joined) else 0.0
