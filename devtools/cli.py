@@ -74,13 +74,35 @@ def _parser() -> argparse.ArgumentParser:
     playground = _parser_of(commands, "playground", "the small drawn world and the models trained on it")
     train = command("train", _playground_train, "train the playground's models again; resumes where it stopped", playground)
     train.add_argument(
-        "arguments", nargs=argparse.REMAINDER, metavar="STAGE", help="only these: autoencoder base judge image_encoder paint_by_example"
+        "arguments",
+        nargs=argparse.REMAINDER,
+        metavar="STAGE",
+        help="only these: autoencoder base judge image_encoder ifadapter paint_by_example",
     )
     evaluate = command("evaluate", _playground_evaluate, "measure what the playground's models and the techniques do", playground)
     evaluate.add_argument("--quick", action="store_true", help="fewer samples")
     own = command("train", _train, "train a technique's adapter on your own data")
     own.add_argument("technique", metavar="TECHNIQUE")
-    own.add_argument("--config", metavar="FILE", required=True)
+    own.add_argument(
+        "--config", metavar="FILE", required=True, help="a JSON file; its fields are those of the trainer's `Recipe`"
+    )
+    own.add_argument("--processes", type=int, default=1, metavar="N", help="one for each graphics card (default: 1)")
+    weights = command(
+        "convert-weights", _convert_weights, "write a technique's published weights as safetensors, beside the source"
+    )
+    weights.add_argument("technique", metavar="TECHNIQUE")
+    weights.add_argument("file", metavar="FILE")
+    weights.add_argument("target", metavar="TARGET", nargs="?", help="another name; a file that is there is never overwritten")
+    judged = command("evaluate", _evaluate, "instance success, IoU, AP and CLIP score of folders of pictures, as a table")
+    judged.add_argument(
+        "results", nargs="+", metavar="NAME=FOLDER", help="pictures named as the layouts say; a row of the table each"
+    )
+    judged.add_argument("--layouts", metavar="FILE", required=True, help="the layouts that they were made from, in COCO's form")
+    judged.add_argument(
+        "--judge", metavar="DIR", default="playground", help="a zero-shot detector (default: the playground's judge)"
+    )
+    judged.add_argument("--vlm", metavar="DIR", default="", help="a vision-language model that is asked what is in each box")
+    judged.add_argument("--clip", metavar="DIR", default="", help="a CLIP model for the CLIP score, or the word playground")
     convert = command("convert", _convert, "print the API form of a saved workflow")
     convert.add_argument("file", metavar="FILE")
     return parser
@@ -160,11 +182,57 @@ def _playground_evaluate(options: argparse.Namespace) -> int:
 def _train(options: argparse.Namespace) -> int:
     from . import testing
 
-    trainers = sorted(path.parent.name for path in (ROOT / "py").glob("*/training.py"))
+    ending = "_training.py"
+    rooms = (path.name.removesuffix(ending) for path in (ROOT / "py" / "host").glob(f"*{ending}"))
+    trainers = sorted(name for name in rooms if (ROOT / "py" / name / "training.py").is_file())
     if options.technique not in trainers:
         known = f"These techniques have one: {', '.join(trainers)}." if trainers else "No technique has one yet."
         raise Trouble(f"There is no trainer for {options.technique!r} in this version of the pack. {known}")
-    return testing.inside(*_ready(options), f"py.{options.technique}.training", ["--config", str(Path(options.config).resolve())])
+    # Graphics cards of one machine, or processes on the CPU where there is none; the rest of accelerate's choices are its configuration's.
+    several = ["--multi_gpu", "--num_processes", str(options.processes)] if options.processes > 1 else []
+    arguments = ["--config", str(Path(options.config).resolve())]
+    return testing.inside(
+        *_ready(options, dev=True),
+        f"py.host.{options.technique}_training",
+        arguments,
+        launcher=["-m", "accelerate.commands.launch", *several],
+    )
+
+
+def _convert_weights(options: argparse.Namespace) -> int:
+    from . import testing
+
+    converters = sorted(
+        path.parent.name for path in (ROOT / "py").glob("*/checkpoint.py") if "\ndef main(" in path.read_text(encoding="utf-8")
+    )
+    if options.technique not in converters:
+        raise Trouble(
+            f"There is nothing to convert for {options.technique!r}. These techniques have it: {', '.join(converters)}."
+        )
+    files = [str(Path(file).resolve()) for file in (options.file, options.target) if file]
+    return testing.inside(*_ready(options), f"py.{options.technique}.checkpoint", files)
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    from . import testing
+
+    def full(path: str) -> str:
+        return path if path in ("", "playground") else str(Path(path).resolve())
+
+    arguments = [
+        "--layouts",
+        full(options.layouts),
+        "--judge",
+        full(options.judge),
+        "--vlm",
+        full(options.vlm),
+        "--clip",
+        full(options.clip),
+    ]
+    for result in options.results:
+        name, _, folder = result.rpartition("=")
+        arguments.append(f"{name or Path(folder).name}={full(folder)}")
+    return testing.inside(*_ready(options), "py.host.instance_evaluation", arguments)
 
 
 def _convert(options: argparse.Namespace) -> int:

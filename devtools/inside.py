@@ -3,7 +3,7 @@
 `inside.py --figures MODULE [--quick]` prints the figures of a measurement instead (see figures.py).
 
 The pack is put under the name `pack` without its root on `sys.path` (its `py` and `nodes` would hide others' modules), and the
-ComfyUI in EXEMPLARY_HOST is made importable, on the CPU.
+ComfyUI in EXEMPLARY_HOST is made importable, on the CPU unless EXEMPLARY_GPU is set and there is a graphics card.
 """
 
 from __future__ import annotations
@@ -30,8 +30,14 @@ def load(module: str) -> types.ModuleType:
             sys.path.insert(0, host)
             import comfy.cli_args
 
-            comfy.cli_args.args.cpu = True
+            comfy.cli_args.args.cpu = not (os.environ.get("EXEMPLARY_GPU") and _has_gpu())
     return importlib.import_module(f"pack.{module}")
+
+
+def _has_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
 
 
 def figures(module: str, quick: bool) -> int:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from . import ifadapter, paint_by_example, playground, region_score, semantic_map
+from . import evaluation, ifadapter, paint_by_example, playground, retrieval, semantic_map
 
 
 def node_classes() -> list:
     """Every node of the pack, in the order of the menu."""
-    return [node for module in (semantic_map, ifadapter, paint_by_example, playground, region_score) for node in module.NODES]
+    modules = (semantic_map, retrieval, ifadapter, paint_by_example, playground, evaluation)
+    return [node for module in modules for node in module.NODES]

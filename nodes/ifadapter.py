@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
+from ..py.host import folders, ifadapter_trained
 from ..py.host import ifadapter as host
 from ..py.host.ifadapter_preview import draw_instances
 from ..py.ifadapter.attention import Settings
 from ..py.ifadapter.instances import BOX_FORMATS, Instance, Instances, from_boxes, from_json, mask_box
 
 InstancesType = io.Custom("EXEMPLARY_INSTANCES")
+FUSIONS = {"published code": "code", "paper": "paper"}
 AdapterType = io.Custom("EXEMPLARY_IF_ADAPTER")
 BOX_TYPES = [io.Custom(name) for name in ("BBOX", "BOUNDING_BOX", "BOUNDING_BOXES", "SEGS")]
 
@@ -115,6 +117,32 @@ class ExemplaryInstancesFromBoxes(io.ComfyNode):
         return io.NodeOutput(found, found.to_json())
 
 
+class ExemplaryLoadIFAdapter(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="ExemplaryLoadIFAdapter",
+            display_name="Load IFAdapter",
+            category="exemplary/layout",
+            description=(
+                "Trained IFAdapter weights from models/ifadapter: the published spd_adapter.bin (SDXL), its safetensors form, or your own. "
+                "The playground's adapter ships with the pack."
+            ),
+            inputs=[
+                io.Combo.Input(
+                    "file",
+                    options=folders.files(ifadapter_trained.FOLDER),
+                    tooltip=f"A file in models/ifadapter. The published one: {ifadapter_trained.LINK}",
+                )
+            ],
+            outputs=[AdapterType.Output(display_name="adapter")],
+        )
+
+    @classmethod
+    def execute(cls, file) -> io.NodeOutput:
+        return io.NodeOutput(ifadapter_trained.load(file))
+
+
 class ExemplaryApplyIFAdapter(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -123,8 +151,9 @@ class ExemplaryApplyIFAdapter(io.ComfyNode):
             display_name="Apply IFAdapter",
             category="exemplary/layout",
             description=(
-                "Draw each described object inside its own box. Without an adapter this is a weight-free method, masked regional attention "
-                "with gated fusion, on any Stable Diffusion 1.x, 2.x or SDXL model; it is not the trained IFAdapter (arXiv 2409.08240)."
+                "Draw each described object inside its own box (IFAdapter, arXiv 2409.08240), with trained weights from Load IFAdapter. "
+                "Without an adapter this is another, weight-free method, masked regional attention with gated fusion, on any Stable "
+                "Diffusion 1.x, 2.x or SDXL model."
             ),
             inputs=[
                 io.Model.Input("model"),
@@ -133,7 +162,9 @@ class ExemplaryApplyIFAdapter(io.ComfyNode):
                 io.Float.Input("strength", default=1.0, min=0.0, max=2.0, step=0.05, tooltip="0 leaves the model as it was."),
                 _fraction("start_percent", 0.0, "Where the effect begins."),
                 _fraction(
-                    "end_percent", 1.0, "Where the effect ends. The layout is decided early; a smaller value frees the details."
+                    "end_percent",
+                    1.0,
+                    "Where the effect ends. The layout is decided early; a smaller value frees details. IFAdapter's authors use 0.3 with LoRAs.",
                 ),
                 io.String.Input(
                     "background",
@@ -152,17 +183,45 @@ class ExemplaryApplyIFAdapter(io.ComfyNode):
                     )
                 ),
                 AdapterType.Input("adapter", optional=True, tooltip="Trained IFAdapter weights. Empty: the weight-free method."),
+                _advanced(
+                    io.Combo.Input(
+                        "fusion",
+                        options=list(FUSIONS),
+                        default="published code",
+                        optional=True,
+                        tooltip="With an adapter only: how overlapping objects share a place. The published weights expect the first.",
+                    )
+                ),
+                _advanced(
+                    io.Boolean.Input(
+                        "whole_phrase",
+                        default=False,
+                        optional=True,
+                        tooltip="Let every layer of the adapter's text part see all words. Off: as in the published code, with which it was trained.",
+                    )
+                ),
             ],
             outputs=[io.Model.Output()],
         )
 
     @classmethod
     def execute(
-        cls, model, clip, instances, strength, start_percent, end_percent, background, separate, adapter=None
+        cls,
+        model,
+        clip,
+        instances,
+        strength,
+        start_percent,
+        end_percent,
+        background,
+        separate,
+        adapter=None,
+        fusion="published code",
+        whole_phrase=False,
     ) -> io.NodeOutput:
-        settings = Settings(separate=separate)
+        settings, variant = Settings(separate=separate), ifadapter_trained.Variant(FUSIONS[fusion], whole_phrase)
         return io.NodeOutput(
-            host.apply(model, clip, instances, strength, start_percent, end_percent, background, adapter, settings)
+            host.apply(model, clip, instances, strength, start_percent, end_percent, background, adapter, settings, variant)
         )
 
 
@@ -188,4 +247,10 @@ class ExemplaryInstanceMapPreview(io.ComfyNode):
         return io.NodeOutput(draw_instances(instances, width, height, image))
 
 
-NODES = [ExemplaryInstance, ExemplaryInstancesFromBoxes, ExemplaryApplyIFAdapter, ExemplaryInstanceMapPreview]
+NODES = [
+    ExemplaryInstance,
+    ExemplaryInstancesFromBoxes,
+    ExemplaryLoadIFAdapter,
+    ExemplaryApplyIFAdapter,
+    ExemplaryInstanceMapPreview,
+]

@@ -32,8 +32,8 @@ def layer_grid(options: dict, tokens: int) -> Grid | None:
     return (h, w) if h * w == tokens else None
 
 
-def conditional_chunks(options: dict, rows: int) -> list[tuple[int, int, int]] | None:
-    """[(chunk, first row, last row + 1)] of the conditional rows of this call.
+def chunks(options: dict, rows: int) -> list[tuple[int, int, int, bool]] | None:
+    """[(chunk, first row, last row + 1, is it conditional)] of this call.
 
     A call holds one chunk per condition, in any order and number, each with the same number of latents: `cond_or_uncond` says 0 for a
     positive and 1 for a negative one. None if the rows do not divide into chunks (another pack rearranged them).
@@ -42,7 +42,13 @@ def conditional_chunks(options: dict, rows: int) -> list[tuple[int, int, int]] |
     size, rest = divmod(rows, len(kinds))
     if rest or size == 0:
         return None
-    return [(chunk, chunk * size, (chunk + 1) * size) for chunk, kind in enumerate(kinds) if kind == 0]
+    return [(chunk, chunk * size, (chunk + 1) * size, kind == 0) for chunk, kind in enumerate(kinds)]
+
+
+def conditional_chunks(options: dict, rows: int) -> list[tuple[int, int, int]] | None:
+    """[(chunk, first row, last row + 1)] of the conditional rows of this call; None as for `chunks`."""
+    found = chunks(options, rows)
+    return None if found is None else [(chunk, first, last) for chunk, first, last, conditional in found if conditional]
 
 
 def frame_indices(options: dict, rows: int) -> tuple[int, ...]:

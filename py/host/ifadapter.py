@@ -1,23 +1,25 @@
-"""IFAdapter's room: phrases in boxes -> hooks on the host's MODEL. For now the weight-free method (`py/ifadapter/attention.py`)."""
+"""IFAdapter's room: phrases in boxes -> hooks on the host's MODEL.
+
+Here: what both ways share, and the weight-free one (`py/ifadapter/attention.py`). With weights: `ifadapter_trained.py`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
-from comfy.ldm.modules.attention import optimized_attention
 from torch import Tensor
 
 from ..ifadapter.attention import Group, Settings, fusion_weights, owners, plan_groups, regional_change, separated
-from ..ifadapter.instances import Instances, short
-from . import grids, hooks, notices, scope
+from ..ifadapter.instances import Instances
+from . import grids, hooks, ifadapter_trained, notices, scope
+from .ifadapter_trained import NODE, UPSTREAM, Adapter, Variant
 from .schedule import PercentRange
 from .scope import Run
+from .slots import attention_of_own_rows
 
-NODE = "Apply IFAdapter"
 DEFAULTS = Settings()
 MOST_SEPARATED = 64  # each instance costs a channel per head in self-attention
 
@@ -46,12 +48,6 @@ class Layout:
         make = partial(fusion_weights, self.instances.items, *grid, background=self.background, view=view, settings=self.settings)
         return run.keep((self, "weights", grid, view), make)
 
-    def check(self, run: Run) -> None:
-        latents = run.latent_shape[0]
-        for instance in self.instances:
-            if instance.mask is not None and instance.mask.shape[0] not in (1, latents):
-                raise grids.batch_error(NODE, f"the mask of instance {short(instance.phrase)}", instance.mask.shape[0], latents)
-
     def __deepcopy__(self, memo: dict) -> Layout:
         return self
 
@@ -66,7 +62,7 @@ class _LayoutTechnique:
         return self
 
     def before_run(self, run: Run) -> None:
-        self.layout.check(run)
+        ifadapter_trained.check_masks(self.layout.instances, run)
 
     def active(self, options: dict) -> bool:
         run = scope.current(options)
@@ -77,15 +73,13 @@ class _LayoutTechnique:
         grid = grids.layer_grid(options, q.shape[1])
         chunks = grids.conditional_chunks(options, q.shape[0])
         if grid is None or chunks is None:
-            run.once(f"{NODE}: another node rearranges the places of an attention layer; the boxes are not applied there.")
+            run.once(ifadapter_trained.REARRANGED)
             return None
         change = None
         for chunk, first, last in chunks:
             view = grids.chunk_view(run, options, chunk)
             if view is None:
-                run.once(
-                    f"{NODE}: the model is given a part of the picture (a tiled sampler?), whose place is unknown; the boxes are not applied."
-                )
+                run.once(ifadapter_trained.TILED)
                 continue
             part = self.change(run, grid, view, q[first:last], k[first:last], v[first:last], options, text[first:last])
             if part is not None:
@@ -114,7 +108,7 @@ class RegionalText(_LayoutTechnique):
         changing = run.weights_may_change() or torch.is_grad_enabled()
         keys, values = project() if changing else run.keep((self, "projected", block, grid, view, q.device, q.dtype), project)
         frames = grids.frame_indices(options, q.shape[0])
-        return regional_change(q, text, groups, keys, values, frames, _attend(options))
+        return regional_change(q, text, groups, keys, values, frames, attention_of_own_rows(options))
 
     def _groups(self, run: Run, grid: grids.Grid, view: grids.View, q: Tensor) -> list[Group]:
         weights = self.layout.strength * self.layout.weights(run, grid, view)
@@ -135,22 +129,10 @@ class SeparateInstances(_LayoutTechnique):
             return None
         owner = run.keep((self, "owners", grid, view, q.device), lambda: self._owners(run, grid, view).to(q.device))
         rows = [0 if owner.shape[0] == 1 else frame for frame in grids.frame_indices(options, q.shape[0])]
-        return separated(q, k, v, options["n_heads"], owner[rows], settings, _attend(options)) - text
+        return separated(q, k, v, options["n_heads"], owner[rows], settings, attention_of_own_rows(options)) - text
 
     def _owners(self, run: Run, grid: grids.Grid, view: grids.View) -> Tensor:
         return owners(self.layout.weights(run, grid, view), len(self.layout.instances))
-
-
-def _attend(options: dict) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-    """The host's attention for rows of our own making: all of them conditional, whatever the whole call holds."""
-    ours = {**options, "cond_or_uncond": [0]}
-
-    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return optimized_attention(
-            q, k, v, options["n_heads"], attn_precision=options.get("attn_precision"), transformer_options=ours
-        )
-
-    return attend
 
 
 def apply(
@@ -161,10 +143,13 @@ def apply(
     start_percent: float = 0.0,
     end_percent: float = 1.0,
     background: str = "",
-    adapter: Any = None,
+    adapter: Adapter | None = None,
     settings: Settings = DEFAULTS,
+    variant: Variant = UPSTREAM,
 ) -> Any:
     """A MODEL that draws each instance in its box. The given one is not changed; with nothing to do it is returned as it is.
+
+    With an adapter, `background` and `settings` have no meaning; `variant` has none without.
 
     Raises:
         ValueError: before anything is sampled, naming what was found and what to do.
@@ -172,16 +157,18 @@ def apply(
     percent = PercentRange.checked(start_percent, end_percent, NODE)
     if not 0.0 <= strength <= 2.0:  # also refuses NaN
         raise ValueError(f"{NODE}: strength is {strength}; it must be a number from 0 to 2.")
-    if adapter is not None:
-        raise ValueError(
-            f"{NODE}: trained IFAdapter weights are not supported yet. Disconnect the adapter to use the weight-free method."
-        )
     keys = hooks.text_layers(model, NODE)
+    if adapter is not None:
+        ifadapter_trained.check_base(model, adapter)
     if not len(instances):
         notices.tell(f"{NODE}: there are no instances, so the model is passed on unchanged.")
         return model
     if strength == 0.0 or percent.empty:
         return model
+    if adapter is not None:
+        if background.strip() or settings != DEFAULTS:
+            notices.tell(f"{NODE}: background and separate belong to the weight-free method; with an adapter they are not used.")
+        return ifadapter_trained.apply(model, clip, instances, strength, percent, adapter, variant)
     if clip is None:
         raise ValueError(
             f"{NODE}: the CLIP input is empty. Connect the CLIP of the checkpoint; a diffusion model file has none inside."

@@ -30,6 +30,7 @@ from ..semantic.semantic_map import SemanticMap
 from . import notices
 
 ASSETS = Path(__file__).resolve().parents[2] / "assets" / "playground"
+IFADAPTER = ASSETS / "ifadapter" / "playground_ifadapter.safetensors"  # in a folder that Load IFAdapter looks into
 CONTEXT_DIM = 128
 UNET_CONFIG = {
     "image_size": 32,

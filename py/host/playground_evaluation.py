@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 
-import comfy.sample
-import comfy.samplers
 import torch
 from einops import rearrange
 from torch import Tensor
@@ -14,7 +13,10 @@ from ..ifadapter.instances import Instance, Instances
 from ..playground import evaluation
 from ..playground.evaluation import Figure
 from ..playground.scene import Scene
-from . import ifadapter, playground
+from . import ifadapter, ifadapter_trained, playground, sampling
+from .instance_evaluation import playground_embedders
+
+log = logging.getLogger("exemplary")
 
 KIND = "quality"
 STEPS, CFG, SAMPLER, SCHEDULER = 20, 4.5, "dpmpp_2m", "karras"
@@ -29,19 +31,16 @@ class Studio:
 
     def encode(self, text: str) -> list:
         """A CONDITIONING of a prompt, as CLIPTextEncode makes it."""
-        return self.clip.encode_from_tokens_scheduled(self.clip.tokenize(text))
+        return sampling.prompt(self.clip, text)
 
     def sample(
         self, model, positive: list, seed: int, steps: int = STEPS, side: int = 128, negative: list | None = None
     ) -> Tensor:
         """One picture [1, 3, side, side] in 0..1, as KSampler and VAEDecode make it."""
-        latent = torch.zeros([1, 4, side // 8, side // 8])
-        noise = comfy.sample.prepare_noise(latent, seed)
         negative = negative if negative is not None else self.encode("")
-        out = comfy.sample.sample(
-            model, noise, steps, CFG, SAMPLER, SCHEDULER, positive, negative, latent, denoise=1.0, seed=seed, disable_pbar=True
+        return sampling.picture(
+            model, self.vae, positive, negative, seed, steps=steps, cfg=CFG, side=side, sampler=SAMPLER, scheduler=SCHEDULER
         )
-        return rearrange(self.vae.decode(out), "b h w c -> b c h w").clamp(0, 1)
 
     def paint(self, prompts: Sequence[str], seeds: Sequence[int]) -> Tensor:
         """One picture a prompt."""
@@ -57,14 +56,14 @@ class Studio:
         return rearrange(self.vae.decode(latent), "b h w c -> b c h w")
 
 
-def _paint_layouts(studio: Studio) -> evaluation.PaintLayout:
-    """Pictures of layouts with the weight-free method, as the node applies it."""
+def _paint_layouts(studio: Studio, adapter: ifadapter_trained.Adapter | None = None) -> evaluation.PaintLayout:
+    """Pictures of layouts with an adapter or with the weight-free method, as the node applies them."""
 
     def paint(scenes: Sequence[Scene], seeds: Sequence[int]) -> Tensor:
         pictures = []
         for scene, seed in zip(scenes, seeds):
             instances = Instances(tuple(Instance(i.box, i.phrase) for i in scene.instances))
-            model = ifadapter.apply(studio.model, studio.clip, instances)
+            model = ifadapter.apply(studio.model, studio.clip, instances, adapter=adapter)
             pictures.append(studio.sample(model, studio.encode(scene.caption), seed))
         return torch.cat(pictures)
 
@@ -86,6 +85,30 @@ def _measured(studio: Studio, share: int) -> Iterator[Figure]:
     yield from evaluation.autoencoder_figures(studio.round_trip, 80 // share)
     yield from evaluation.judge_figures(studio.judge, 100 // share)
     yield from evaluation.text_figures(studio.judge, studio.paint, 200 // share)
+    pictures, _ = playground_embedders()
     yield from evaluation.layout_figures(
-        studio.judge, "IFAdapter, weight-free", _paint_layouts(studio), studio.paint_captions, 100 // share
+        studio.judge, _paint_layouts(studio), studio.paint_captions, _trained(studio), lambda b: pictures(list(b)), 200 // share
     )
+
+
+def _trained(studio: Studio) -> dict[str, evaluation.PaintLayout]:
+    """The shipped adapter and, as in the paper's ablation, the same without a kind of token (left out when sampling, not in training)."""
+    if not playground.IFADAPTER.is_file():
+        log.warning("%s is not there; the trained IFAdapter is not measured", playground.IFADAPTER.name)
+        return {}
+    adapter = ifadapter_trained.read(playground.IFADAPTER)
+    appearance = adapter.config.appearance_tokens
+    return {
+        "IFAdapter, trained": _paint_layouts(studio, adapter),
+        "IFAdapter, trained, without EoT token": _paint_layouts(studio, _with_tokens(slice(0, appearance))),
+        "IFAdapter, trained, without appearance tokens": _paint_layouts(studio, _with_tokens(slice(appearance, None))),
+    }
+
+
+def _with_tokens(kept: slice) -> ifadapter_trained.Adapter:
+    """The shipped adapter with some of the tokens of each instance alone."""
+    adapter = ifadapter_trained.read(playground.IFADAPTER)
+    network = adapter.patcher.model
+    every = network.row_sets
+    network.row_sets = lambda *parts: every(*parts)[:, :, kept]
+    return adapter

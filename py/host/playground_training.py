@@ -11,9 +11,11 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from ..ifadapter import checkpoint as ifadapter_checkpoint
+from ..ifadapter.model import IFAdapter
 from ..playground.judge import Judge
-from ..playground.recipes import autoencoder, base, image_encoder, judge, paint_by_example
-from . import paint_by_example_training, playground
+from ..playground.recipes import autoencoder, base, ifadapter, image_encoder, judge, paint_by_example
+from . import ifadapter_text, ifadapter_training, paint_by_example_training, playground
 
 log = logging.getLogger("exemplary")
 
@@ -45,12 +47,6 @@ def _trained_autoencoder(folder: Path) -> nn.Module:
     model = playground.new_autoencoder()
     autoencoder.train(model, folder)
     return model
-
-
-def _shipped_autoencoder() -> nn.Module:
-    model = playground.new_autoencoder()
-    model.load_state_dict({key: value.float() for key, value in playground.read_weights("vae").items()}, strict=False)
-    return model.eval().requires_grad_(False)
 
 
 def train_autoencoder(folder: Path) -> None:
@@ -97,10 +93,50 @@ def train_image_encoder(folder: Path) -> None:
     _ship("text_encoder", shipped, steps=base.SCHEDULE.steps)
 
 
+def _shipped(model: nn.Module, name: str) -> nn.Module:
+    """A network with its shipped weights, in float32 and frozen."""
+    state = {key: value.float() for key, value in playground.read_weights(name).items()}
+    model.load_state_dict(state, strict=name != "text_encoder")  # that file may hold the image encoder's projection too
+    return model.eval().requires_grad_(False)
+
+
+def _shipped_encoder() -> Any:
+    model = playground.new_autoencoder()
+    model.load_state_dict({key: value.float() for key, value in playground.read_weights("vae").items()}, strict=False)
+    return _encode_with(model.eval().requires_grad_(False))
+
+
+def train_ifadapter(folder: Path) -> None:
+    """The IFAdapter, on the shipped base."""
+    unet, text = _shipped(playground.new_unet(), "unet"), _shipped(playground.new_text_model(), "text_encoder")
+    clip = playground.load_clip()
+    config = ifadapter_training.playground_config(unet)
+    torch.manual_seed(INITIAL_SEED)
+    network = IFAdapter(config)
+
+    def phrase_features(phrases):
+        found = ifadapter_text.encode(clip, phrases, config, "Playground training")
+        return found.hidden, found.eot, found.counts
+
+    ifadapter.train(
+        network,
+        _shipped_encoder(),
+        lambda tokens: playground.text_features(text, tokens),
+        phrase_features,
+        lambda x, t, context, prepared: ifadapter_training.predicted(unet, config, x, t, context, prepared),
+        folder,
+    )
+    target = playground.IFADAPTER
+    target.parent.mkdir(parents=True, exist_ok=True)
+    ifadapter_checkpoint.save(target, config, {key: value.half() for key, value in network.state_dict().items()})
+    target.chmod(0o644)
+    log.info("%s: %.1f MB", target.name, target.stat().st_size / 1e6)
+
+
 def train_paint_by_example(folder: Path) -> None:
     """Paint by Example, on the shipped base: only what was trained is in the file."""
     torch.manual_seed(INITIAL_SEED)
-    nets = paint_by_example_training.playground_networks(_encode_with(_shipped_autoencoder()))
+    nets = paint_by_example_training.playground_networks(_shipped_encoder())
     paint_by_example.train(nets, folder)
     path = paint_by_example_training.ship(nets)
     log.info("%s: %.1f MB", path.name, path.stat().st_size / 1e6)
@@ -116,6 +152,7 @@ def main(arguments: list[str]) -> int:
         "base": train_base,
         "judge": train_judge,
         "image_encoder": train_image_encoder,
+        "ifadapter": train_ifadapter,
         "paint_by_example": train_paint_by_example,
     }
     unknown = [name for name in arguments if name not in runs]

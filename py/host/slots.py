@@ -102,6 +102,16 @@ def plain_attention(q: Tensor, k: Tensor, v: Tensor, options: dict) -> Tensor:
     )
 
 
+def attention_of_own_rows(options: dict) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """The host's attention for rows of our own making: all of them conditional, whatever the whole call holds."""
+    ours = {**options, "cond_or_uncond": [0]}
+
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return plain_attention(q, k, v, ours)
+
+    return attend
+
+
 def replace_attention(model: Any, name: str, technique: Technique, keys: list[tuple[str, int, int]]) -> None:
     """Put a technique into the replace slot `name` ("attn1" or "attn2") of these layers. `model` must be our own clone."""
     table = model.model_options["transformer_options"].get("patches_replace", {}).get(name, {})

@@ -25,6 +25,6 @@ Where paper and published code differ we follow the code, which is what the publ
 - each layer of the resampler sees one word less than the one before (`model.visible_words`), an upstream slip that was trained with.
 Where the code handles square pictures only, any grid is handled here; more than ten instances take as many slots as they are.
 
-Files: `model.py` networks and `Config`, `injection.py` the mathematics of a layer, `checkpoint.py` files. `attention.py` is a different,
-training-free method, for when there are no weights; `instances.py` the boxes and phrases that both take.
+Files: `model.py` networks and `Config`, `injection.py` the mathematics of a layer, `training.py` the loss, `checkpoint.py` files.
+`attention.py` is a different, training-free method, for when there are no weights; `instances.py` the boxes and phrases that both take.
 """

@@ -95,11 +95,15 @@ def instance_mask(instance: Instance, h: int, w: int, view: View, settings: Sett
     found[:, top:bottom, left:right] = rearrange(rows, "h -> h 1") * columns
     if instance.mask is None:
         return found
-    mask_h, mask_w = instance.mask.shape[-2:]
-    top, bottom, left, right = box_cells(view, mask_h, mask_w)
-    part = rearrange(instance.mask[:, top:bottom, left:right], "f h w -> f 1 h w")
+    return found * mask_in_view(instance.mask, h, w, view)
+
+
+def mask_in_view(mask: Tensor, h: int, w: int, view: View) -> Tensor:
+    """A mask [f, h', w'] of the whole picture on the grid of a part of it: [f, h, w]."""
+    top, bottom, left, right = box_cells(view, *mask.shape[-2:])
+    part = rearrange(mask[:, top:bottom, left:right], "f h w -> f 1 h w")
     part = F.adaptive_avg_pool2d(part, (h, w)) if part.shape[-2] >= h and part.shape[-1] >= w else F.interpolate(part, (h, w))
-    return found * rearrange(part, "f 1 h w -> f h w")
+    return rearrange(part, "f 1 h w -> f h w")
 
 
 def _fade(cells: int, edge: float) -> Tensor:

@@ -11,6 +11,7 @@ as a picture that ignores its boxes.
 
 from __future__ import annotations
 
+import logging
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,6 +23,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from .model import SDXL, Config, IFAdapter, shapes
+
+log = logging.getLogger("exemplary")
 
 GROUPS = ("text_proj_model", "adapter_modules", "pos_net")
 FORMAT = "exemplary.ifadapter"
@@ -136,6 +139,17 @@ def convert(source: str | Path, target: str | Path | None = None) -> Path:
     config, state = read(source)
     save(target, config, state)
     return target
+
+
+def main(arguments: list[str]) -> int:
+    """Convert FILE [TARGET] to our own layout; `dev.py convert-weights ifadapter FILE`. Returns the exit code."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    try:
+        log.info("%s is written.", convert(*arguments[:2]))
+    except ValueError as error:
+        log.error("%s", error)
+        return 1
+    return 0
 
 
 def build(

@@ -104,6 +104,27 @@ class Places:
             summed = areas.sum(dim=1, keepdim=True) / areas
         return cls(h, w, tuple(rectangles), tuple(cut), ratio, summed)
 
+    @classmethod
+    def of_rows(cls, boxes: Tensor, present: Tensor, h: int, w: int) -> Places:
+        """Boxes that differ from row to row, for training: [b, i, 4] in 0..1, of which `present` [b, i] bool are there.
+
+        Absent ones become what the unused slots are: nowhere, with a ratio of 0.
+        """
+        scaled = boxes.float().clamp(0.0, 1.0) * torch.tensor([w, h, w, h], dtype=torch.float32, device=boxes.device)
+        last = torch.tensor([w - 1, h - 1], device=boxes.device)
+        start = torch.minimum(scaled[..., :2].floor(), last)
+        end = torch.maximum(scaled[..., 2:].ceil(), start + 1)
+        inside = []
+        for axis, cells in enumerate((w, h)):
+            numbers = torch.arange(cells, device=boxes.device)
+            inside.append((numbers >= start[..., axis, None]) & (numbers < end[..., axis, None]))
+        maps = (inside[1][..., :, None] & inside[0][..., None, :] & present[..., None, None]).float()  # [b, i, h, w]
+        areas = maps.sum(dim=(2, 3))
+        some = present / areas.clamp(min=1.0)
+        whole: Rectangle = (0, h, 0, w)
+        ratio, summed = maps.amax(dim=1).sum(dim=(1, 2))[:, None] * some, areas.sum(dim=1, keepdim=True) * some
+        return cls(h, w, (whole,) * maps.shape[1], tuple(maps.unbind(dim=1)), ratio, summed)
+
     def whole(self, place: int) -> Tensor:
         """m_i on the whole grid, [f, h, w]."""
         top, bottom, left, right = self.rectangles[place]
@@ -239,6 +260,25 @@ def instance_map(
     return rearrange(fused, "b h w c -> b (h w) c")
 
 
+def injected(
+    layer: Injection,
+    q: Tensor,
+    known: KeysValues,
+    rows: Sequence[int],
+    places: Places,
+    *,
+    strength: float = 1.0,
+    strengths: Sequence[float] | None = None,
+    slots: int = 10,
+    form: str = "code",
+    attention: Attend | None = None,
+) -> Tensor:
+    """What the layer's text attention gains: tanh(alpha) strength D, [b, h * w, c]. Arguments: see `instance_map` and `inject`."""
+    fused = instance_map(layer, q, known, rows, places, strengths=strengths, slots=slots, form=form, attention=attention)
+    gate = torch.tanh(layer.alpha.to(fused.device, torch.float32)) * strength
+    return gate.to(fused) * fused
+
+
 def inject(
     layer: Injection,
     q: Tensor,
@@ -262,6 +302,7 @@ def inject(
     """
     if strength == 0.0 or not places.rectangles:
         return base
-    fused = instance_map(layer, q, known, rows, places, strengths=strengths, slots=slots, form=form, attention=attention)
-    gate = torch.tanh(layer.alpha.to(base.device, torch.float32)) * strength
-    return base + gate.to(base) * fused.to(base)
+    more = injected(
+        layer, q, known, rows, places, strength=strength, strengths=strengths, slots=slots, form=form, attention=attention
+    )
+    return base + more.to(base)

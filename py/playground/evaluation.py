@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..evaluation.features import frechet_distance
 from .judge import Found, Judge, agreement, as_batch, find_objects, look, shows, stands_in
 from .scene import Instance, Scene
 from .scenes import HELD_OUT, KINDS, draw_scene
@@ -27,14 +28,15 @@ class Figure:
     value: float
     unit: str
     at_least: float | None = None
+    at_most: float | None = None
 
     def record(self) -> dict[str, object]:
         """The form that reports keep: name, value, unit, and target and ok where there is a bound."""
         found: dict[str, object] = {"name": self.name, "value": self.value, "unit": self.unit}
-        if self.at_least is not None:
-            percent = self.unit == "%"
-            shown = f"{100 * self.at_least:g} %" if percent else f"{self.at_least:g} {self.unit}"
-            found |= {"target": f">= {shown}", "ok": self.value >= self.at_least}
+        for sign, bound in ((">=", self.at_least), ("<=", self.at_most)):
+            if bound is not None:
+                shown = f"{100 * bound:g} %" if self.unit == "%" else f"{bound:g} {self.unit}"
+                found |= {"target": f"{sign} {shown}", "ok": self.value >= bound if sign == ">=" else self.value <= bound}
         return found
 
 
@@ -101,17 +103,51 @@ def text_figures(judge: Judge, paint: Paint, count: int = 200) -> list[Figure]:
     return figures
 
 
-def layout_figures(judge: Judge, name: str, with_boxes: PaintLayout, text_alone: PaintLayout, count: int = 100) -> list[Figure]:
-    """Instance success of a layout method and of the same text without boxes, on layouts of two to four objects."""
+def layout_figures(
+    judge: Judge,
+    weight_free: PaintLayout,
+    text_alone: PaintLayout,
+    trained: dict[str, PaintLayout],
+    features: Callable[[Tensor], Tensor],
+    count: int = 200,
+) -> list[Figure]:
+    """Instance success on layouts of two to four objects, and how far the pictures are from drawn ones.
+
+    Args:
+        trained: the trained adapter first, then its ablations, each with its name; empty if there is no trained adapter.
+        features: pictures [b, 3, h, w] -> features [b, c] for the Frechet distance.
+    """
     layouts, seeds = held_out_layouts(count), list(range(count))
-    boxes = success(judge_objects(judge, with_boxes(layouts, seeds)), layouts)
-    text = success(judge_objects(judge, text_alone(layouts, seeds)), layouts)
-    ratio = boxes / max(text, 1e-9)
-    return [
-        Figure(f"{name}, {count} held-out layouts: instance success", boxes, "%"),
-        Figure("the same text without boxes: instance success", text, "%"),
-        Figure(f"{name} against text alone", ratio, "times", 3.0),
+    drawn = features(as_images(layouts))
+
+    def measured(paint: PaintLayout) -> tuple[float, float]:
+        images = paint(layouts, seeds)
+        return success(judge_objects(judge, images), layouts), frechet_distance(features(images), drawn)
+
+    where = f"{count} held-out layouts"
+    text, text_distance = measured(text_alone)
+    free, free_distance = measured(weight_free)
+    figures = [
+        Figure(f"text alone, {where}: instance success", text, "%"),
+        Figure(f"text alone, {where}: Frechet distance to drawn scenes", text_distance, ""),
+        Figure(f"IFAdapter, weight-free, {where}: instance success", free, "%"),
+        Figure(f"IFAdapter, weight-free, {where}: Frechet distance to drawn scenes", free_distance, ""),
+        Figure("IFAdapter, weight-free, against text alone", free / max(text, 1e-9), "times", 3.0),
     ]
+    whole = None
+    for name, paint in trained.items():
+        share, distance = measured(paint)
+        ablation = whole is not None
+        figures.append(Figure(f"{name}, {where}: instance success", share, "%", None if ablation else 0.80))
+        if whole is not None:
+            figures.append(Figure(f"{name}: instance success lost", whole - share, "%"))
+            continue
+        whole = share
+        figures += [
+            Figure(f"{name} ahead of the weight-free method", share - free, "%", 0.15),
+            Figure(f"{name}: Frechet distance against text alone", distance / text_distance, "times", None, 1.1),
+        ]
+    return figures
 
 
 def load_judge(state: dict[str, Tensor]) -> Judge:

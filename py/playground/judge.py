@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from ..evaluation.detection import iou
 from . import world
 from .scene import Box, Scene
 
@@ -132,14 +133,6 @@ class Found:
     area: float
     colour: str
     texture: str
-
-
-def iou(a: Box, b: Box) -> float:
-    """Intersection over union of two boxes."""
-    width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
-    both = max(width, 0.0) * max(height, 0.0)
-    union = (a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - both
-    return both / union if union > 0 else 0.0
 
 
 def _word_in(logits: Tensor, here: Tensor, words: tuple[tuple[str, str], ...], group: str) -> str:

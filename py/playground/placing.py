@@ -99,5 +99,5 @@ def placing_figures(judge: Judge, place: Place, count: int = 100) -> list[Figure
     name = f"Paint by Example, {count} held-out things and holes"
     return [
         Figure(f"{name}: class and colour of the exemplar found in the hole", right, "%", 0.85),
-        Figure(f"{name}: seams against the drawn original's edges (at most 1.5)", seams[0] / max(seams[1], 1e-6), "times"),
+        Figure(f"{name}: seams against the drawn original's edges", seams[0] / max(seams[1], 1e-6), "times", at_most=1.5),
     ]

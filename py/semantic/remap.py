@@ -110,14 +110,8 @@ def remap(semantic_map: SemanticMap, rules: str = "", palette: Palette | None = 
     for rule in parsed:
         if rule.colour is not None:
             target = _declare(target, rule.target, rule.colour)
-    table = np.full(256, VOID, dtype=np.uint8)
-    unmatched = []
-    for label, name in enumerate(source.names):
-        found = label if palette is None else match_name(name, target)
-        if found is None:
-            unmatched.append(label)
-        else:
-            table[label] = found
+    table = np.arange(256, dtype=np.uint8) if palette is None else matching_table(source, target)
+    unmatched = [label for label in range(len(source.names)) if table[label] == VOID]
     ruled: dict[int, Rule] = {}
     for rule in sorted(parsed, key=lambda rule: rule.sources.strip() != "*"):
         wanted = target.label(rule.target, "rules")
@@ -147,6 +141,15 @@ def match_name(name: str, palette: Palette) -> int | None:
         if label is not None and label != VOID:
             return label
     return None
+
+
+def matching_table(source: Palette, target: Palette) -> np.ndarray:
+    """[256] uint8: for every label of one palette the label that `match_name` finds in the other, VOID where there is none."""
+    table = np.full(256, VOID, dtype=np.uint8)
+    for label, name in enumerate(source.names):
+        found = match_name(name, target)
+        table[label] = VOID if found is None else found
+    return table
 
 
 def _declare(palette: Palette, name: str, colour: Colour) -> Palette:

@@ -1,7 +1,8 @@
-"""One training loop: warm-up, cosine decay, gradient clipping, EMA, checkpoints that resume.
+"""One training loop: warm-up, cosine decay, gradient clipping, accumulation, several processes, EMA, checkpoints that resume.
 
-A trainer brings its modules and a function from the step number to a loss; the loop owns everything else. The batch of a step is a
-function of (seed, step), so that a resumed run sees the batches that an uninterrupted one would have seen.
+A trainer brings its modules and a function from a batch's number to a loss; the loop owns everything else. A batch is a function of
+(seed, number), so that a resumed run sees the batches that an uninterrupted one would have seen. A step takes `accumulation` batches in
+each process, numbered through: two processes that accumulate one batch do what one process does that accumulates two.
 """
 
 from __future__ import annotations
@@ -10,8 +11,10 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +36,7 @@ class Schedule:
     checkpoint_every: int = 250
     mixed_precision: str = "bf16"
     seed: int = 0
+    accumulation: int = 1
 
     def rate(self, step: int) -> float:
         """The factor of the peak learning rate at a step."""
@@ -42,9 +46,9 @@ class Schedule:
         return self.final_rate + (1 - self.final_rate) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def generator_for(seed: int, step: int) -> torch.Generator:
-    """The random numbers of one step."""
-    return torch.Generator().manual_seed(seed * 1_000_003 + step)
+def generator_for(seed: int, number: int) -> torch.Generator:
+    """The random numbers of one batch."""
+    return torch.Generator().manual_seed(seed * 1_000_003 + number)
 
 
 def _trainable(modules: dict[str, nn.Module]) -> Iterator[tuple[str, nn.Parameter]]:
@@ -67,6 +71,26 @@ def load_average(modules: dict[str, nn.Module], average: dict[str, Tensor]) -> N
         parameter.copy_(average[name])
 
 
+@contextmanager
+def _averaged(modules: dict[str, nn.Module], average: dict[str, Tensor]) -> Iterator[None]:
+    """The averaged parameters in the modules for a while."""
+    own = {name: parameter.detach().clone() for name, parameter in _trainable(modules)}
+    load_average(modules, average)
+    try:
+        yield
+    finally:
+        load_average(modules, own)
+
+
+def _share_gradients(accelerator: Any, parameters: list[nn.Parameter]) -> None:
+    """The mean gradient of all processes in each of them."""
+    if accelerator.num_processes > 1:
+        for parameter in parameters:
+            # A part that one process has not used is used by another: all must take part in the exchange.
+            grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+            parameter.grad = accelerator.reduce(grad, reduction="mean")
+
+
 def fit(
     name: str,
     modules: dict[str, nn.Module],
@@ -74,19 +98,25 @@ def fit(
     schedule: Schedule,
     folder: Path,
     every: dict[int, Callable[[int], None]] | None = None,
-) -> None:
+) -> list[float]:
     """Train `modules` in place until `schedule.steps`, and leave the averaged (EMA) parameters in them.
 
     Args:
         name: names the checkpoint, `<folder>/<name>.ckpt`. A checkpoint that is there is resumed.
         modules: what is trained; parameters with `requires_grad=False` stay as they are.
-        loss: (step, generator) -> scalar. Called under autocast if `schedule.mixed_precision` says so.
-        every: period -> function of the step, e.g. to write sample pictures.
+        loss: (number of the batch, generator) -> scalar. Called under autocast if `schedule.mixed_precision` says so.
+        every: period -> function of the step, e.g. to write sample pictures. Called with the averaged parameters in the modules, in the
+            main process only.
+
+    Returns:
+        The loss of every step that was made, the mean of all its batches.
     """
     from accelerate import Accelerator  # a training dependency: the nodes never need it
 
     accelerator = Accelerator(mixed_precision=schedule.mixed_precision, cpu=not torch.cuda.is_available())
-    prepared = {key: accelerator.prepare_model(module.to(accelerator.device)) for key, module in modules.items()}
+    # Evaluation mode: no wrapper that would want to be called in the module's place; gradients are exchanged below.
+    for module in modules.values():
+        accelerator.prepare_model(module.to(accelerator.device), evaluation_mode=True)
     parameters = [p for _, p in _trainable(modules)]
     optimizer = accelerator.prepare_optimizer(
         torch.optim.AdamW(
@@ -99,12 +129,14 @@ def fit(
         state = torch.load(path, map_location="cpu", weights_only=True)
         for key, module in modules.items():
             module.load_state_dict(state["modules"][key])
-        average, first = state["average"], state["step"]
+        average, first = {key: value.to(accelerator.device) for key, value in state["average"].items()}, state["step"]
         if first < schedule.steps:
             optimizer.load_state_dict(state["optimizer"])
         log.info("%s: resumed at step %d of %d", name, first, schedule.steps)
 
     def save(step: int) -> None:
+        if not accelerator.is_main_process:
+            return
         folder.mkdir(parents=True, exist_ok=True)
         state = {
             "modules": {key: module.state_dict() for key, module in modules.items()},
@@ -115,32 +147,41 @@ def fit(
         torch.save(state, path.with_suffix(".part"))
         path.with_suffix(".part").replace(path)  # a run that is cut off here keeps the older checkpoint whole
 
-    for module in prepared.values():
+    for module in modules.values():
         module.train()
-    running, since = 0.0, time.monotonic()
+    losses: list[float] = []
+    since = time.monotonic()
     for step in range(first, schedule.steps):
         for group in optimizer.param_groups:
             group["lr"] = schedule.learning_rate * schedule.rate(step)
-        with accelerator.autocast():
-            value = loss(step, generator_for(schedule.seed, step))
-        accelerator.backward(value)
+        value = torch.zeros((), device=accelerator.device)
+        for turn in range(schedule.accumulation):
+            number = (step * schedule.accumulation + turn) * accelerator.num_processes + accelerator.process_index
+            with accelerator.autocast():
+                part = loss(number, generator_for(schedule.seed, number)) / schedule.accumulation
+            accelerator.backward(part)
+            value += part.detach()
+        _share_gradients(accelerator, parameters)
         accelerator.clip_grad_norm_(parameters, schedule.clip)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         # A young average follows faster: it must not remember the initialisation.
         _follow(average, modules, min(schedule.ema, (1 + step) / (10 + step)))
-        running += float(value.detach())
+        losses.append(float(accelerator.reduce(value, reduction="mean")))
         done = step + 1
-        if done % 50 == 0:
-            log.info(
-                "%s %d/%d loss %.5f, %.2f s a step", name, done, schedule.steps, running / 50, (time.monotonic() - since) / 50
-            )
-            running, since = 0.0, time.monotonic()
+        if done % 50 == 0 and accelerator.is_main_process:
+            recent = losses[-50:]
+            seconds = (time.monotonic() - since) / len(recent)
+            log.info("%s %d/%d loss %.5f, %.2f s a step", name, done, schedule.steps, sum(recent) / len(recent), seconds)
+            since = time.monotonic()
         if done % schedule.checkpoint_every == 0 or done == schedule.steps:
             save(done)
         for period, call in (every or {}).items():
-            if done % period == 0:
-                call(done)
+            if done % period == 0 and accelerator.is_main_process:
+                with _averaged(modules, average):
+                    call(done)
     load_average(modules, average)
     for module in modules.values():
         module.eval()
+    accelerator.wait_for_everyone()
+    return losses

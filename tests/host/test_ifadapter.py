@@ -165,7 +165,6 @@ def test_bad_values_stop_at_the_node(sd15):
         ({"strength": 3.0}, "strength is 3.0"),
         ({"start_percent": float("nan")}, "start_percent is nan"),
         ({"end_percent": 1.5}, "end_percent is 1.5"),
-        ({"adapter": object()}, "not supported yet"),
     ):
         with pytest.raises(ValueError, match=says):
             layout(sd15, one(), **more)

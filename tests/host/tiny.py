@@ -8,8 +8,12 @@ import comfy.model_base
 import comfy.model_management
 import comfy.model_patcher
 import comfy.sample
+import comfy.sd
+import comfy.sd1_clip
+import comfy.sdxl_clip
 import comfy.supported_models
 import torch
+from pack.py.playground import vocabulary
 
 NEGATIVE = "negative"
 
@@ -90,6 +94,74 @@ class TinyCLIP:
         seed = int.from_bytes(hashlib.sha256(tokens.encode()).digest()[:4], "big")
         length = 77 * max(1, -(-len(tokens.split()) // 75))
         return torch.randn(1, length, self.width, generator=torch.Generator().manual_seed(seed))
+
+
+def text_encoder(layers: int, width: int, seed: int, **more):
+    """One CLIP text encoder of the host with random weights; words and special tokens are the playground's."""
+    config = {
+        "num_hidden_layers": layers,
+        "hidden_size": width,
+        "num_attention_heads": 2,
+        "intermediate_size": 2 * width,
+        "hidden_act": "quick_gelu",
+        "max_position_embeddings": 77,
+        "eos_token_id": vocabulary.END,
+    }
+    special = {"start": vocabulary.START, "end": vocabulary.END, "pad": vocabulary.END}
+    made = comfy.sd1_clip.SDClipModel(textmodel_json_config=config, special_tokens=special, dtype=torch.float32, **more)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in made.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
+    return made
+
+
+class DualText(comfy.sdxl_clip.SDXLClipModel):
+    """SDXL's pair of text encoders, 32 and 48 channels wide."""
+
+    def __init__(self, device="cpu", dtype=None, model_options=None):
+        torch.nn.Module.__init__(self)
+        hidden = {"layer": "hidden", "layer_idx": -2, "layer_norm_hidden_state": False}
+        self.clip_l, self.clip_g = text_encoder(6, 32, 1, **hidden), text_encoder(7, 48, 2, **hidden)
+        self.dtypes = {torch.float32}
+
+
+class SingleText(comfy.sd1_clip.SD1ClipModel):
+    """Stable Diffusion 1.5's text encoder, 32 channels wide."""
+
+    def __init__(self, device="cpu", dtype=None, model_options=None):
+        torch.nn.Module.__init__(self)
+        self.clip_name, self.clip = "l", "clip_l"
+        self.clip_l = text_encoder(6, 32, 1)
+        self.dtypes = {torch.float32}
+
+
+def _words(width: int):
+    return comfy.sd1_clip.SDTokenizer(
+        tokenizer_path="tiny", embedding_size=width, tokenizer_class=vocabulary.WordTokenizer, pad_with_end=True
+    )
+
+
+class DualWords(comfy.sdxl_clip.SDXLTokenizer):
+    def __init__(self, embedding_directory=None, tokenizer_data=None):
+        self.clip_l, self.clip_g = _words(32), _words(48)
+
+
+class SingleWords(comfy.sd1_clip.SD1Tokenizer):
+    def __init__(self, embedding_directory=None, tokenizer_data=None):
+        self.clip_name, self.clip = "l", "clip_l"
+        self.clip_l = _words(32)
+
+
+def tiny_clip(dual: bool):
+    """A real CLIP of the host with random weights: SDXL's two encoders or Stable Diffusion 1.5's one."""
+
+    class Target:
+        params: dict = {}
+        clip = DualText if dual else SingleText
+        tokenizer = DualWords if dual else SingleWords
+
+    return comfy.sd.CLIP(Target())
 
 
 def text_width(model) -> int:

@@ -73,6 +73,14 @@ def test_a_conversion_writes_over_nothing(tmp_path, small_release):
     assert (tmp_path / "a.safetensors").read_bytes() == before
 
 
+def test_the_command_converts_and_says_what_stopped_it(tmp_path, small_release, caplog):
+    torch.save(nested(weights()), tmp_path / "spd_adapter.bin")
+    with caplog.at_level("INFO", logger="exemplary"):
+        assert checkpoint.main([str(tmp_path / "spd_adapter.bin")]) == 0
+        assert checkpoint.main([str(tmp_path / "spd_adapter.bin")]) == 1
+    assert "spd_adapter.safetensors is written" in caplog.text and "exists already" in caplog.text
+
+
 def test_a_built_adapter_has_the_weights_and_the_type_asked_for():
     state = weights()
     network = checkpoint.build(TINY, state)

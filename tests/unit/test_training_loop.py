@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -71,3 +75,50 @@ def test_the_rate_warms_up_and_decays():
 def test_steps_have_random_numbers_of_their_own():
     a, b, again = (torch.rand(3, generator=generator_for(1, step)) for step in (4, 5, 4))
     assert torch.equal(a, again) and not torch.equal(a, b)
+
+
+def test_accumulated_batches_are_one_large_batch(tmp_path):
+    def batches(numbers):
+        model = line()
+
+        def loss(number, rng):
+            x = torch.cat([torch.randn(4, 2, generator=generator_for(7, k)) for k in numbers(number)])
+            return (model(x)[:, 0] - x[:, 0]).square().mean()
+
+        return model, loss
+
+    whole, of_whole = batches(lambda number: (2 * number, 2 * number + 1))
+    parts, of_parts = batches(lambda number: (number,))
+    one = fit("whole", {"m": whole}, of_whole, SCHEDULE, tmp_path)
+    two = fit("parts", {"m": parts}, of_parts, dataclasses.replace(SCHEDULE, accumulation=2), tmp_path)
+    assert one == pytest.approx(two, rel=1e-4)
+    torch.testing.assert_close(whole.weight, parts.weight, rtol=1e-4, atol=1e-5)
+
+
+def test_two_processes_train_as_one_with_the_same_global_batch(tmp_path):
+    script = Path(__file__).resolve().parents[1] / "two_processes.py"
+    # `--cpu` would need MPI to start a second process; without a graphics card --multi_gpu means two processes on the CPU.
+    launch = [sys.executable, "-P", "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    launch += ["--num_machines", "1", "--dynamo_backend", "no", "--mixed_precision", "no"]
+    done = subprocess.run([*launch, str(script), str(tmp_path), "1"], capture_output=True, text=True, check=False, timeout=900)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads((tmp_path / "found.json").read_text())
+    sys.path.insert(0, str(script.parent))
+    try:
+        from two_processes import train
+    finally:
+        sys.path.remove(str(script.parent))
+    losses, network = train(tmp_path / "one", accumulation=2)
+    assert found["processes"] == 2
+    # The two sum the same batches in another order.
+    assert found["losses"] == pytest.approx(losses, rel=1e-4)
+    assert found["sum"] == pytest.approx(float(sum(p.abs().sum() for p in network.parameters())), rel=1e-4)
+
+
+def test_sample_pictures_see_the_average_and_leave_the_training_alone(tmp_path):
+    plain, watched, seen = line(), line(), []
+    fit("plain", {"m": plain}, problem(plain), SCHEDULE, tmp_path)
+    fit(
+        "watched", {"m": watched}, problem(watched), SCHEDULE, tmp_path, every={10: lambda _: seen.append(watched.weight.clone())}
+    )
+    assert torch.equal(plain.weight, watched.weight) and torch.equal(seen[-1], watched.weight)

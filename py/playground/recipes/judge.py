@@ -39,6 +39,16 @@ def _worn(images: Tensor, rng: torch.Generator) -> Tensor:
     return (((1 - share) * images + share * soft) * tint + noise).clamp(0, 1)
 
 
+def _bent(cut: Tensor, rng: torch.Generator) -> Tensor:
+    """Crops [n, c, s, s] as a model with an unsteady hand would have drawn them: stretched, sheared, turned, their outlines waved."""
+    n, _, side, _ = cut.shape
+    turn = torch.eye(2) + 0.18 * torch.randn((n, 2, 2), generator=rng)
+    theta = torch.cat([turn, 0.08 * torch.randn((n, 2, 1), generator=rng)], dim=2)
+    waves = F.interpolate(0.09 * torch.randn((n, 2, 5, 5), generator=rng), size=(side, side), mode="bicubic")
+    grid = F.affine_grid(theta, [n, 1, side, side], align_corners=False) + waves.permute(0, 2, 3, 1)
+    return F.grid_sample(cut, grid, padding_mode="border", align_corners=False)
+
+
 @torch.no_grad()
 def _silhouettes(judge: Judge, scenes: Sequence[Scene], images: Tensor) -> tuple[Tensor, Tensor]:
     """What the segmentation makes of the objects in worn pictures: crops [n, 4, OUTLINE, OUTLINE] and their class numbers [n]."""
@@ -79,7 +89,9 @@ def train(judge: Judge, folder: Path, schedule: Schedule = SCHEDULE, outlines: S
 
     def loss_of_outlines(_: int, rng: torch.Generator) -> Tensor:
         rows = torch.randint(len(cut), (OUTLINES_BATCH,), generator=rng)
-        logits = judge.outlines(cut[rows] + 0.05 * torch.randn(cut[rows].shape, generator=rng))
+        with torch.autocast("cpu", enabled=False):
+            seen = _bent(cut[rows], rng)
+        logits = judge.outlines(seen + 0.05 * torch.randn(seen.shape, generator=rng))
         return F.cross_entropy(logits.float(), names[rows])
 
     fit("outlines", {"outlines": judge.outlines}, loss_of_outlines, outlines, folder)
