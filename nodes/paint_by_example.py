@@ -78,7 +78,11 @@ class ExemplaryExemplarConditioning(io.ComfyNode):
                 EncoderType.Input("encoder", tooltip="From Load Paint by Example."),
                 io.Image.Input("image", tooltip="One or several pictures of the thing."),
                 _fraction("strength", 1.0, "1 is the exemplar, 0 no exemplar at all; above 1 exaggerates.", 2.0, 0.05),
-                _choice("fit", FITS, "How the picture becomes a square. squash: as published; center_crop: as diffusers; pad: nothing is lost."),
+                _choice(
+                    "fit",
+                    FITS,
+                    "How the picture becomes a square. squash: as published; center_crop: as diffusers; pad: nothing is lost.",
+                ),
                 _choice("fill", FILLS, "With a mask: what becomes of the rest of the exemplar's picture."),
                 io.Boolean.Input("crop", default=True, tooltip="With a mask: take only the rectangle around the thing."),
                 _choice(
@@ -86,13 +90,27 @@ class ExemplaryExemplarConditioning(io.ComfyNode):
                     ("blend", "one per picture"),
                     "What several exemplars do: blend into one thing, or one for each picture of the batch.",
                 ),
-                io.String.Input("weights", default="1", tooltip="How much each exemplar counts in the blend: one number, or one for each with commas."),
+                io.String.Input(
+                    "weights",
+                    default="1",
+                    tooltip="How much each exemplar counts in the blend: one number, or one for each with commas.",
+                ),
                 _fraction("start_percent", 0.0, "Before this part of the sampling nothing is heard of the exemplar."),
                 _fraction("end_percent", 1.0, "After this part of the sampling nothing is heard of the exemplar."),
                 _choice("course", ("constant", "fade in", "fade out"), "How the strength goes between start and end."),
-                io.Mask.Input("mask", optional=True, tooltip="Where the thing is in the exemplar. A picture with transparency brings its own."),
-                io.Mask.Input("region", optional=True, tooltip="Only here, in the source picture, this exemplar counts; for several holes with a thing each."),
-                io.Conditioning.Input("positive", optional=True, tooltip="From another Exemplar Conditioning, which these exemplars join."),
+                io.Mask.Input(
+                    "mask",
+                    optional=True,
+                    tooltip="Where the thing is in the exemplar. A picture with transparency brings its own.",
+                ),
+                io.Mask.Input(
+                    "region",
+                    optional=True,
+                    tooltip="Only here, in the source picture, this exemplar counts; for several holes with a thing each.",
+                ),
+                io.Conditioning.Input(
+                    "positive", optional=True, tooltip="From another Exemplar Conditioning, which these exemplars join."
+                ),
             ],
             outputs=[io.Conditioning.Output(display_name="positive"), io.Conditioning.Output(display_name="negative")],
         )
@@ -149,15 +167,54 @@ class ExemplaryPaintByExamplePrepare(io.ComfyNode):
                 io.Vae.Input("vae"),
                 io.Image.Input("image", tooltip="The source picture, or several."),
                 io.Mask.Input("mask", tooltip="The hole: where the thing is painted."),
-                io.Int.Input("width", default=512, min=64, max=8192, step=8, tooltip="Width that the model works on; 512 is what it was trained with."),
+                io.Int.Input(
+                    "width",
+                    default=512,
+                    min=64,
+                    max=8192,
+                    step=8,
+                    tooltip="Width that the model works on; 512 is what it was trained with.",
+                ),
                 io.Int.Input("height", default=512, min=64, max=8192, step=8, tooltip="Height that the model works on."),
-                _choice("window", ("around the hole", "whole picture"), "What the model is shown. Around the hole, small holes are painted large."),
-                _fraction("context", 0.5, "Around the hole: how much of the picture is shown on each side, in sizes of the hole.", 10.0, 0.05),
-                io.Int.Input("grow", default=4, min=0, max=512, tooltip="Pixels of the source by which the hole is widened before it is painted."),
-                io.Int.Input("feather", default=8, min=0, max=512, tooltip="Pixels around the hole over which the result fades into the source. Beyond them nothing changes."),
-                _choice("latent", ("empty", "source"), "empty: as published, for a denoise of 1. source: start from the picture, for a denoise below 1."),
-                _choice("mask_resize", MASK_RESIZES, "How the hole becomes cells of the latent. nearest: as diffusers; cover: every cell that it touches."),
-                io.Boolean.Input("noise_mask", default=False, tooltip="Put the source back around the hole at every step. Not as published."),
+                _choice(
+                    "window",
+                    ("around the hole", "whole picture"),
+                    "What the model is shown. Around the hole, small holes are painted large.",
+                ),
+                _fraction(
+                    "context",
+                    0.5,
+                    "Around the hole: how much of the picture is shown on each side, in sizes of the hole.",
+                    10.0,
+                    0.05,
+                ),
+                io.Int.Input(
+                    "grow",
+                    default=4,
+                    min=0,
+                    max=512,
+                    tooltip="Pixels of the source by which the hole is widened before it is painted.",
+                ),
+                io.Int.Input(
+                    "feather",
+                    default=8,
+                    min=0,
+                    max=512,
+                    tooltip="Pixels around the hole over which the result fades into the source. Beyond them nothing changes.",
+                ),
+                _choice(
+                    "latent",
+                    ("empty", "source"),
+                    "empty: as published, for a denoise of 1. source: start from the picture, for a denoise below 1.",
+                ),
+                _choice(
+                    "mask_resize",
+                    MASK_RESIZES,
+                    "How the hole becomes cells of the latent. nearest: as diffusers; cover: every cell that it touches.",
+                ),
+                io.Boolean.Input(
+                    "noise_mask", default=False, tooltip="Put the source back around the hole at every step. Not as published."
+                ),
             ],
             outputs=[
                 io.Conditioning.Output(display_name="positive"),
@@ -206,9 +263,19 @@ class ExemplaryPaintByExampleContext(io.ComfyNode):
                 io.Model.Input("model", tooltip="From Load Paint by Example."),
                 io.Vae.Input("vae", tooltip="The one that Prepare uses."),
                 StitchType.Input("stitch", tooltip="From Paint by Example Prepare."),
-                _fraction("structure", 0.0, "The part of the sampling in which the hole follows the source: pose and layout stay. Try 0.2 to 0.4."),
-                _fraction("context_attention", 0.0, "How much more the hole looks at what is around it. Try 0.5 to 2.", 5.0, 0.05),
-                _fraction("source_reference", 0.0, "How much the hole reads the source as it was, by a second pass of the model in each step."),
+                _fraction(
+                    "structure",
+                    0.0,
+                    "The part of the sampling in which the hole follows the source: pose and layout stay. Try 0.2 to 0.4.",
+                ),
+                _fraction(
+                    "context_attention", 0.0, "How much more the hole looks at what is around it. Try 0.5 to 2.", 5.0, 0.05
+                ),
+                _fraction(
+                    "source_reference",
+                    0.0,
+                    "How much the hole reads the source as it was, by a second pass of the model in each step.",
+                ),
                 _fraction("ring_style", 0.0, "How far contrast and tone of the hole follow the ring around it."),
                 _fraction("start_percent", 0.0, "Where the last three begin."),
                 _fraction("end_percent", 1.0, "Where the last three end."),
@@ -246,7 +313,11 @@ class ExemplaryStitch(io.ComfyNode):
             inputs=[
                 io.Image.Input("image", tooltip="The decoded result."),
                 StitchType.Input("stitch", tooltip="From Paint by Example Prepare."),
-                _fraction("colour_match", 0.0, "Bring the colours of the result to those of the source, measured in a ring around the hole."),
+                _fraction(
+                    "colour_match",
+                    0.0,
+                    "Bring the colours of the result to those of the source, measured in a ring around the hole.",
+                ),
             ],
             outputs=[io.Image.Output()],
         )
@@ -271,10 +342,20 @@ class ExemplaryMaskShape(io.ComfyNode):
                 _fraction("y", 0.25, "Upper edge of the box, 0 to 1."),
                 _fraction("box_width", 0.5, "Width of the box, 0 to 1."),
                 _fraction("box_height", 0.5, "Height of the box, 0 to 1."),
-                _choice("shape", SHAPES, "bezier: curves around the box. rectangle: the extended box. either: one of them by chance, as in training."),
-                _fraction("extension", EXTENSION, "How far a side may move outwards, as a part of the room to the picture's edge."),
-                io.Int.Input("jitter", default=JITTER, min=0, max=100, tooltip="Pixels by which each corner of a curve is moved at random."),
-                io.Int.Input("seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=True, tooltip="Of the shape."),
+                _choice(
+                    "shape",
+                    SHAPES,
+                    "bezier: curves around the box. rectangle: the extended box. either: one of them by chance, as in training.",
+                ),
+                _fraction(
+                    "extension", EXTENSION, "How far a side may move outwards, as a part of the room to the picture's edge."
+                ),
+                io.Int.Input(
+                    "jitter", default=JITTER, min=0, max=100, tooltip="Pixels by which each corner of a curve is moved at random."
+                ),
+                io.Int.Input(
+                    "seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=True, tooltip="Of the shape."
+                ),
                 io.Int.Input("count", default=1, min=1, max=64, tooltip="Number of masks."),
                 io.Mask.Input("mask", optional=True, tooltip="Instead of the box: the rectangle around what this shows."),
             ],

@@ -21,7 +21,9 @@ def region_scores(regions: Tensor, exemplars: Tensor) -> Tensor:
 def region(picture: Tensor, box: tuple[int, int, int, int], side: int = 224) -> Tensor:
     """The rectangle x0 y0 x1 y1 (pixels, ends excluded) of a picture [3, h, w] as a square [3, side, side], its aspect ratio ignored."""
     x0, y0, x1, y1 = box
-    return F.interpolate(picture[None, :, y0:y1, x0:x1], size=(side, side), mode="bilinear", align_corners=False, antialias=True)[0]
+    return F.interpolate(picture[None, :, y0:y1, x0:x1], size=(side, side), mode="bilinear", align_corners=False, antialias=True)[
+        0
+    ]
 
 
 def quality_scores(log_likelihoods: Tensor) -> Tensor:
@@ -38,7 +40,9 @@ def mixture_of(features: Tensor, components: int = 20, seed: int = 0):
         raise ValueError(f"A mixture of {components} components needs as many pictures at least; there are {len(features)}.")
     from sklearn.mixture import GaussianMixture  # for measuring only: no node needs it
 
-    return GaussianMixture(components, covariance_type="full", random_state=seed, reg_covar=1e-4).fit(features.double().cpu().numpy())
+    return GaussianMixture(components, covariance_type="full", random_state=seed, reg_covar=1e-4).fit(
+        features.double().cpu().numpy()
+    )
 
 
 def quality(mixture, features: Tensor) -> float:

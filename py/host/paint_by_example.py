@@ -219,7 +219,9 @@ def _check_context(model: Any, encoder: ExemplarEncoder) -> None:
     needed = next(iter(blocks.values())).attn2.to_v.in_features
     found = encoder.mapper.model.config.context
     if needed != found:
-        raise ValueError(f"{LOADER}: the UNet reads tokens of width {needed}, and this encoder makes {found}. They do not belong together.")
+        raise ValueError(
+            f"{LOADER}: the UNet reads tokens of width {needed}, and this encoder makes {found}. They do not belong together."
+        )
 
 
 # Conditioning
@@ -301,7 +303,9 @@ def _pictures(image: Tensor, mask: Tensor | None, fill: str, crop: bool) -> list
     if mask is not None:
         mask = checked_mask(mask, NODE, "mask")
         if len(mask) not in (1, len(image)):
-            raise ValueError(f"{NODE}: mask has {len(mask)} pictures, but image has {len(image)}. Give one mask, or one for each.")
+            raise ValueError(
+                f"{NODE}: mask has {len(mask)} pictures, but image has {len(image)}. Give one mask, or one for each."
+            )
         if mask.shape[-2:] != image.shape[1:3]:
             mask = F.interpolate(mask[:, None], size=image.shape[1:3], mode="bilinear", align_corners=False)[:, 0]
     found = []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,7 +45,10 @@ class Source:
         def make() -> Tensor:
             h, w = self.hole.shape[-2:]
             x0, y0, x1, y1 = view
-            rows, columns = slice(int(y0 * h), max(int(y0 * h) + 1, round(y1 * h))), slice(int(x0 * w), max(int(x0 * w) + 1, round(x1 * w)))
+            rows, columns = (
+                slice(int(y0 * h), max(int(y0 * h) + 1, round(y1 * h))),
+                slice(int(x0 * w), max(int(x0 * w) + 1, round(x1 * w))),
+            )
             return F.interpolate(self.hole[..., rows, columns].float(), size=grid, mode="area")[:, 0].to(like.device)
 
         hole = run.keep((self, "hole", grid, view, like.device), make)
@@ -114,19 +116,19 @@ class HearSource:
             return None
         run: Any = scope.current(options)  # there is one, `active` has asked
         grid = grids.layer_grid(options, q.shape[1])
-        count = len(options.get("cond_or_uncond") or [0])
-        size, rest = divmod(q.shape[0], count)
-        if grid is None or rest or not size or k.shape[1] != q.shape[1]:
+        chunks = grids.chunks(options, q.shape[0])
+        if grid is None or chunks is None or k.shape[1] != q.shape[1]:
             run.once(f"{NODE}: another node rearranges the places of an attention layer; the source is not heard there.")
             return None
         change = None
-        for chunk in range(count):
+        for chunk, first, last, _ in chunks:
             view = grids.chunk_view(run, options, chunk)
             if view is None:
-                run.once(f"{NODE}: the model is given a part of the picture, whose place is unknown; the source is not heard there.")
+                run.once(
+                    f"{NODE}: the model is given a part of the picture, whose place is unknown; the source is not heard there."
+                )
                 continue
-            rows = slice(chunk * size, (chunk + 1) * size)
-            frames = grids.frame_indices(options, size)
+            rows, frames = slice(first, last), grids.frame_indices(options, last - first)
             part = self._change(run, grid, view, frames, q[rows], k[rows], v[rows], options, text[rows])
             change = torch.zeros_like(text) if change is None else change
             change[rows] = part
@@ -146,7 +148,7 @@ class HearSource:
     ) -> Tensor:
         hole = self.source.hole_on(run, grid, view, frames, q)
         flat = hole.flatten(1)
-        attend = _attend(options)
+        attend = slots.attention_of_own_rows(options)
         out = biased(q, k, v, options["n_heads"], flat, self.attention, attend) if self.attention else text
         bank = run.keep("pbe bank", dict).get(hooks.layer_key(options)) if self.reference and view == grids.WHOLE else None
         if bank is not None and bank[0].shape[1:] == k.shape[1:]:
@@ -155,13 +157,6 @@ class HearSource:
         if self.ring_style:
             out = torch.lerp(out, restyled(out, flat, ring_of(hole).flatten(1)).to(out.dtype), self.ring_style)
         return grids.on(flat[..., None], text) * (out - text)
-
-
-def _attend(options: dict) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return slots.plain_attention(q, k, v, options)
-
-    return attend
 
 
 @dataclass(frozen=True, eq=False)

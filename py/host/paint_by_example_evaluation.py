@@ -67,7 +67,14 @@ def figures(quick: bool) -> Iterator[dict]:
         return torch.cat(pictures).movedim(-1, 1).clamp(0, 1)
 
     found = placing.placing_figures(judge, place, 10 if quick else 100)
-    found.append(Figure("Paint by Example: pictures of which nothing changed outside of the grown hole", 1 - sum(touched) / len(touched), "%", 1.0))
+    found.append(
+        Figure(
+            "Paint by Example: pictures of which nothing changed outside of the grown hole",
+            1 - sum(touched) / len(touched),
+            "%",
+            1.0,
+        )
+    )
     for figure in found:
         record = figure.record()
         yield {k: v for k, v in record.items() if not quick or k not in ("target", "ok")}

@@ -71,14 +71,14 @@ def prepare(
     )
 
 
-def cut_around(
-    image: Tensor, mask: Tensor, width: int, height: int, crop: str, context: float, grow: int, feather: int
-) -> Cut:
+def cut_around(image: Tensor, mask: Tensor, width: int, height: int, crop: str, context: float, grow: int, feather: int) -> Cut:
     """The windows that `prepare` works on."""
     if not torch.is_tensor(image) or image.ndim != 4 or 0 in image.shape:
         raise ValueError(f"{PREPARE}: image is no picture. Connect an IMAGE.")
     if not image.isfinite().all():
-        raise ValueError(f"{PREPARE}: image has values that are no numbers (NaN or infinity). Look at the node that it comes from.")
+        raise ValueError(
+            f"{PREPARE}: image has values that are no numbers (NaN or infinity). Look at the node that it comes from."
+        )
     for name, side in (("width", width), ("height", height)):
         if side % CELL or not CELL <= side <= LARGEST:
             raise ValueError(f"{PREPARE}: {name} is {side}; it must be a multiple of {CELL} from {CELL} to {LARGEST}.")
@@ -95,7 +95,9 @@ def cut_around(
         found = stitching.bounds(one)
         if found is None:
             which = "mask" if len(hole) == 1 else f"mask {number + 1} of {len(hole)}"
-            raise ValueError(f"{PREPARE}: the {which} is empty (nothing in it is above one half). Paint where the thing should be.")
+            raise ValueError(
+                f"{PREPARE}: the {which} is empty (nothing in it is above one half). Paint where the thing should be."
+            )
         around = crop == "around the hole"
         boxes.append(
             stitching.window_around(found, picture, (width, height), context) if around else stitching.whole_window(picture)
@@ -107,7 +109,9 @@ def cut_around(
 def _matched(image: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     count = max(len(image), len(mask))
     if len(image) not in (1, count) or len(mask) not in (1, count):
-        raise ValueError(f"{PREPARE}: image has {len(image)} pictures and mask has {len(mask)}. Give one of either, or as many of both.")
+        raise ValueError(
+            f"{PREPARE}: image has {len(image)} pictures and mask has {len(mask)}. Give one of either, or as many of both."
+        )
     return image.expand(count, *image.shape[1:]), mask.expand(count, *mask.shape[1:])
 
 
@@ -166,7 +170,9 @@ def mask_shape(
     rng = torch.Generator().manual_seed(seed)
     if mask is None:
         if not all(math.isfinite(v) for v in box) or box[0] >= box[2] or box[1] >= box[3]:
-            raise ValueError(f"{SHAPE}: the box {tuple(round(v, 3) for v in box)} has no area. Give a width and a height above 0.")
+            raise ValueError(
+                f"{SHAPE}: the box {tuple(round(v, 3) for v in box)} has no area. Give a width and a height above 0."
+            )
         places = [(box[0] * width, box[1] * height, min(box[2], 1.0) * width, min(box[3], 1.0) * height)]
     else:
         masks = checked_mask(mask, SHAPE, "mask")

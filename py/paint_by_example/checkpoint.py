@@ -34,7 +34,10 @@ SHOWN = 3  # how many names a message lists
 
 _UNET, _VAE = "model.diffusion_model.", "first_stage_model."
 #: The first that is there; diffusers' files of newer versions have the last.
-_TOWERS = tuple(f"{prefix}embeddings.class_embedding" for prefix in ("cond_stage_model.transformer.vision_model.", "model.vision_model.", "model."))
+_TOWERS = tuple(
+    f"{prefix}embeddings.class_embedding"
+    for prefix in ("cond_stage_model.transformer.vision_model.", "model.vision_model.", "model.")
+)
 _BLOCKS = {  # ours -> (the published checkpoint's, diffusers')
     "ln_1": ("ln_1", "norm1"),
     "value": ("attn.c_qkv", "attn1.to_v"),
@@ -249,7 +252,9 @@ def _opened(path: Path) -> tuple[Iterable[str], Callable[[str], Tensor], Mapping
             return list(file.keys()), file.get_tensor, file.metadata() or {}
         weights = _unpickled(path)
     except pickle.UnpicklingError as error:
-        raise ValueError(f"{path.name} is damaged or holds more than weights, and was not loaded ({_first_line(error)}).") from None
+        raise ValueError(
+            f"{path.name} is damaged or holds more than weights, and was not loaded ({_first_line(error)})."
+        ) from None
     except (OSError, EOFError, RuntimeError, SafetensorError) as error:
         raise _unreadable(path, error) from None
     if isinstance(weights, Mapping) and isinstance(weights.get("state_dict"), Mapping):
@@ -287,7 +292,9 @@ def _unpickled(path: Path) -> Any:
 
 
 def _unreadable(path: Path, error: BaseException) -> ValueError:
-    return ValueError(f"{path.name} cannot be read, as if it were not downloaded whole ({_first_line(error)}). Download it again.")
+    return ValueError(
+        f"{path.name} cannot be read, as if it were not downloaded whole ({_first_line(error)}). Download it again."
+    )
 
 
 def _first_line(error: BaseException) -> str:

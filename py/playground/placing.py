@@ -71,9 +71,14 @@ def stands_inside(found: Sequence[Found], placing: Placing) -> bool:
     x0, y0, x1, y1 = placing.box
     for thing in found:
         x, y = (thing.box[0] + thing.box[2]) / 2, (thing.box[1] + thing.box[3]) / 2
-        if x0 <= x <= x1 and y0 <= y <= y1 and (thing.name, thing.colour) == (
-            placing.thing.name,
-            placing.thing.attributes["colour"],
+        if (
+            x0 <= x <= x1
+            and y0 <= y <= y1
+            and (thing.name, thing.colour)
+            == (
+                placing.thing.name,
+                placing.thing.attributes["colour"],
+            )
         ):
             return True
     return False

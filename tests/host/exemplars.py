@@ -44,7 +44,7 @@ def pipeline(seed: int = 0) -> PaintByExamplePipeline:
     )
     encoder = PaintByExampleImageEncoder(config, proj_size=768).eval()
     with torch.no_grad():
-        for name, parameter in encoder.named_parameters():  # a random tower must tell pictures apart
+        for _name, parameter in encoder.named_parameters():  # a random tower must tell pictures apart
             parameter.add_(torch.randn_like(parameter) * (0.3 if parameter.ndim == 1 else 0.1))
         vae = AutoencoderKL(
             down_block_types=("DownEncoderBlock2D",) * 4,
@@ -57,7 +57,12 @@ def pipeline(seed: int = 0) -> PaintByExamplePipeline:
         vae.quant_conv.weight[4:].zero_()
         vae.quant_conv.bias[4:].fill_(-60.0)
     scheduler = DDIMScheduler(
-        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=True, steps_offset=1
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=True,
+        steps_offset=1,
     )
     pixels = CLIPImageProcessor(size={"shortest_edge": SIDE}, crop_size={"height": SIDE, "width": SIDE})
     found = PaintByExamplePipeline(vae.eval(), encoder, unet.eval(), scheduler, None, pixels, requires_safety_checker=False)
@@ -95,7 +100,9 @@ def published(pipe: PaintByExamplePipeline) -> dict[str, torch.Tensor]:
     }
     for name, weight in encoder.items():
         if name.startswith("model."):
-            state[f"cond_stage_model.transformer.vision_model.{name.removeprefix('model.').removeprefix('vision_model.')}"] = weight
+            state[f"cond_stage_model.transformer.vision_model.{name.removeprefix('model.').removeprefix('vision_model.')}"] = (
+                weight
+            )
         elif name.startswith("mapper.blocks."):
             number, rest = name.removeprefix("mapper.blocks.").split(".", 1)
             layer, kind = rest.rsplit(".", 1)
@@ -116,9 +123,11 @@ def write(pipe: PaintByExamplePipeline, folder) -> None:
     """`published.safetensors`, `published.ckpt` with an optimizer's state, and a diffusers folder, in models/paint_by_example."""
     state = {name: weight.contiguous().clone() for name, weight in published(pipe).items()}
     save_file(state, folder / "published.safetensors")
-    torch.save({"state_dict": state, "epoch": 40, "optimizer_states": [{"state": {0: torch.zeros(1000)}}]}, folder / "published.ckpt")
+    torch.save(
+        {"state_dict": state, "epoch": 40, "optimizer_states": [{"state": {0: torch.zeros(1000)}}]}, folder / "published.ckpt"
+    )
     (folder / "folder" / "unet").mkdir(parents=True)
     (folder / "folder" / "image_encoder").mkdir()
     torch.save(pipe.unet.state_dict(), folder / "folder" / "unet" / "diffusion_pytorch_model.bin")
-    encoder = {name: weight for name, weight in pipe.image_encoder.state_dict().items()}
+    encoder = dict(pipe.image_encoder.state_dict().items())
     torch.save(encoder, folder / "folder" / "image_encoder" / "pytorch_model.bin")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -29,7 +30,12 @@ def published_mapper(seed=0):
     sizes |= {f"cond_stage_model.final_ln.{kind}": (c,) for kind in ("weight", "bias")}
     for number in range(TINY.blocks):
         block = f"cond_stage_model.mapper.resblocks.{number}."
-        for name, (out, into) in {"attn.c_qkv": (3 * c, c), "attn.c_proj": (c, c), "mlp.c_fc": (4 * c, c), "mlp.c_proj": (c, 4 * c)}.items():
+        for name, (out, into) in {
+            "attn.c_qkv": (3 * c, c),
+            "attn.c_proj": (c, c),
+            "mlp.c_fc": (4 * c, c),
+            "mlp.c_proj": (c, 4 * c),
+        }.items():
             sizes |= {f"{block}{name}.weight": (out, into), f"{block}{name}.bias": (out,)}
         sizes |= {f"{block}{ln}.{kind}": (c,) for ln in ("ln_1", "ln_2") for kind in ("weight", "bias")}
     return {name: torch.randn(size, generator=rng) * 0.2 for name, size in sizes.items()}
@@ -37,7 +43,13 @@ def published_mapper(seed=0):
 
 def as_diffusers(state):
     """The same weights in the other layout."""
-    names = {"attn.c_proj": "attn1.to_out.0", "ln_1": "norm1", "ln_2": "norm3", "mlp.c_fc": "ff.net.0.proj", "mlp.c_proj": "ff.net.2"}
+    names = {
+        "attn.c_proj": "attn1.to_out.0",
+        "ln_1": "norm1",
+        "ln_2": "norm3",
+        "mlp.c_fc": "ff.net.0.proj",
+        "mlp.c_proj": "ff.net.2",
+    }
     out = {"uncond_vector": state["learnable_vector"]}
     for name, weight in state.items():
         if name.startswith("proj_out"):
@@ -136,7 +148,7 @@ def test_strength_is_exact_at_both_ends_and_linear_between():
 def test_the_steps_of_a_course_cover_all_of_the_sampling_once(course, start, end):
     steps = exemplar.steps_of(0.8, course, start, end)
     assert steps[0][0] == 0.0 and steps[-1][1] == 1.0
-    assert all(a[1] == b[0] and a[0] < a[1] for a, b in zip(steps, steps[1:]))
+    assert all(a[1] == b[0] and a[0] < a[1] for a, b in itertools.pairwise(steps))
     assert max(value for *_, value in steps) == (0.8 if start < end else 0.0)
     assert all(value == 0 for first, last, value in steps if last <= start or first >= end)
 
@@ -218,7 +230,9 @@ def test_our_own_layout_comes_back(tmp_path):
     mapper, unet = ExemplarMapper(TINY).state_dict(), {"input_blocks.0.0.weight": rand(4, 9, 3, 3)}
     checkpoint.save(tmp_path / "own.safetensors", mapper, unet, base="playground")
     found = checkpoint.read(tmp_path / "own.safetensors")
-    assert found.metadata["base"] == "playground" and torch.equal(found.unet["input_blocks.0.0.weight"], unet["input_blocks.0.0.weight"])
+    assert found.metadata["base"] == "playground" and torch.equal(
+        found.unet["input_blocks.0.0.weight"], unet["input_blocks.0.0.weight"]
+    )
     assert found.mapper.keys() == mapper.keys()
 
 
