@@ -3,7 +3,7 @@
 Read are, by keys and never by name:
 - the published checkpoint `model.ckpt` (12.6 GB, two thirds of it an optimizer's) and the same weights as safetensors;
 - the diffusers layout: the folder, of which any file may be chosen, or single files of it;
-- our own: safetensors with `unet.*` and `mapper.*`, and in the metadata the base model that the rest comes from.
+- our own: safetensors with `unet.*`, `mapper.*`, `tower.*`, `vae.*`; in the metadata perhaps a base model that the rest comes from.
 
 Files are mapped into memory, and of a part that is not needed nothing is ever read from the disk.
 """
@@ -38,6 +38,7 @@ _TOWERS = tuple(
     f"{prefix}embeddings.class_embedding"
     for prefix in ("cond_stage_model.transformer.vision_model.", "model.vision_model.", "model.")
 )
+_OWN = ("unet", "tower", "mapper", "vae")
 _BLOCKS = {  # ours -> (the published checkpoint's, diffusers')
     "ln_1": ("ln_1", "norm1"),
     "value": ("attn.c_qkv", "attn1.to_v"),
@@ -106,10 +107,12 @@ def understood(names: Iterable[str], get: Callable[[str], Tensor], metadata: Map
     """Sort weights by what they belong to; `get` is called for those that are needed only."""
     names, metadata = set(names), dict(metadata or {})
     if metadata.get("format") == FORMAT:
-        mapper = {name.removeprefix("mapper."): get(name) for name in names if name.startswith("mapper.")}
-        unet = {name.removeprefix("unet."): get(name) for name in names if name.startswith("unet.")}
-        check_mapper(mapper)
-        return Contents(unet=unet, mapper=mapper, metadata=metadata)
+        parts = {
+            part: {name.removeprefix(f"{part}."): get(name) for name in sorted(names) if name.startswith(f"{part}.")}
+            for part in _OWN
+        }
+        check_mapper(parts["mapper"])
+        return Contents(**parts, metadata=metadata)
     published, diffusers = "learnable_vector" in names, "uncond_vector" in names
     found = Contents(
         unet=_unet(names, get),
@@ -230,12 +233,12 @@ def tower_config(tower: Mapping[str, Tensor]) -> dict[str, Any]:
     }
 
 
-def save(path: str | Path, mapper: Mapping[str, Tensor], unet: Mapping[str, Tensor], **facts: object) -> None:
-    """Write our own layout: the mapper, and of the UNet what differs from its base. `facts` go to the metadata."""
-    check_mapper(mapper)
-    state = {f"mapper.{name}": weight for name, weight in mapper.items()} | {f"unet.{n}": w for n, w in unet.items()}
-    state = {name: weight.detach().cpu().contiguous() for name, weight in state.items()}
-    save_file(state, str(path), metadata={"format": FORMAT, **{name: str(fact) for name, fact in facts.items()}})
+def save(path: str | Path, contents: Contents, dtype: torch.dtype = torch.float16) -> None:
+    """Write our own layout: the parts that are there, and of the UNet what differs from the base that the metadata may name."""
+    check_mapper(contents.mapper)
+    state = {f"{part}.{name}": weight for part in _OWN for name, weight in getattr(contents, part).items()}
+    state = {name: weight.detach().to("cpu", dtype).contiguous() for name, weight in state.items()}
+    save_file(state, str(path), metadata={**contents.metadata, "format": FORMAT})
 
 
 def _weights_in(folder: Path) -> Path | None:

@@ -18,17 +18,21 @@ PaintByExampleImageEncoder = sys.modules[PaintByExamplePipeline.__module__].Pain
 SIDE = 32  # of the pictures that the tower reads
 
 
-def pipeline(seed: int = 0) -> PaintByExamplePipeline:
-    """The host knows a Stable Diffusion 1.x UNet by 320 channels and a context of 768, at any depth; everything else is tiny."""
+def pipeline(seed: int = 0, widths: tuple[int, ...] = (320, 320), depth: int = 1) -> PaintByExamplePipeline:
+    """The host knows a Stable Diffusion 1.x UNet by 320 channels and a context of 768, at any depth; everything else is tiny.
+
+    Widths 320 640 1280 1280 and depth 2 are Stable Diffusion's.
+    """
     torch.manual_seed(seed)
+    attended = len(widths) - 1
     unet = UNet2DConditionModel(
         sample_size=8,
         in_channels=9,
         out_channels=4,
-        layers_per_block=1,
-        block_out_channels=(320, 320),
-        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        layers_per_block=depth,
+        block_out_channels=widths,
+        down_block_types=("CrossAttnDownBlock2D",) * attended + ("DownBlock2D",),
+        up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * attended,
         cross_attention_dim=768,
         attention_head_dim=8,
     )

@@ -303,7 +303,7 @@ def test_regions_follow_the_window(model, encoder):
     conditioned = paint_by_example.condition(encoder, pictures(seed=4), region=region)
     ready = prepared(encoder, pictures(1, 200, 300), mask, conditioned=conditioned, crop="around the hole", context=0.5)
     found = ready[0][0][1][paint_by_example.REGIONS][0].mask
-    x0, y0, x1, y1 = ready[3].boxes[0]
+    x0, _y0, x1, _y1 = ready[3].boxes[0]
     assert found.shape == (1, 64, 64)
     assert found[0, -1, -1] == 1 and found[0, 0, 0] == 0
     assert abs(int(found[0, -1].argmax()) - (230 - x0) * 64 / (x1 - x0)) <= 1

@@ -228,12 +228,13 @@ def test_a_diffusers_folder_is_found_from_any_of_its_files(tmp_path):
 
 def test_our_own_layout_comes_back(tmp_path):
     mapper, unet = ExemplarMapper(TINY).state_dict(), {"input_blocks.0.0.weight": rand(4, 9, 3, 3)}
-    checkpoint.save(tmp_path / "own.safetensors", mapper, unet, base="playground")
+    contents = checkpoint.Contents(unet=unet, mapper=mapper, tower={"embeddings.x": rand(2)}, metadata={"base": "playground"})
+    checkpoint.save(tmp_path / "own.safetensors", contents, torch.float32)
     found = checkpoint.read(tmp_path / "own.safetensors")
     assert found.metadata["base"] == "playground" and torch.equal(
         found.unet["input_blocks.0.0.weight"], unet["input_blocks.0.0.weight"]
     )
-    assert found.mapper.keys() == mapper.keys()
+    assert found.mapper.keys() == mapper.keys() and found.tower.keys() == {"embeddings.x"} and not found.vae
 
 
 # Attention
