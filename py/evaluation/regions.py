@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+COMPONENTS = 20  # of the mixture
 FULL_MARK = 300.0  # a log likelihood from which on a picture is as good as any
 
 
@@ -31,7 +32,7 @@ def quality_scores(log_likelihoods: Tensor) -> Tensor:
     return 100 * (log_likelihoods / FULL_MARK).clamp(0, 1)
 
 
-def mixture_of(features: Tensor, components: int = 20, seed: int = 0):
+def mixture_of(features: Tensor, components: int = COMPONENTS, seed: int = 0):
     """A Gaussian mixture of the features [n, c] of real pictures, as the quality score wants it (20 components on CLIP ViT-B/32).
 
     Its `score_samples(features)` gives the log likelihoods. Raises ValueError if there are fewer pictures than components.

@@ -1,190 +1,31 @@
-"""Paint by Example in the host: the published pipeline's numbers, what the model is told, regions, the source heard, edges of every kind."""
+"""Paint by Example in the host: what the model is told, regions, the source heard, holes and pictures of every kind, the nodes."""
 
 from __future__ import annotations
 
 import copy
 
-import exemplars
-import folder_paths
 import foreign
+import painting
 import pytest
 import tiny
 import torch
-from comfy.clip_model import CLIPVision
-from pack.nodes import evaluation as evaluation_nodes
 from pack.nodes import paint_by_example as nodes
-from pack.py.host import folders, hooks, networks, paint_by_example, paint_by_example_training, playground
+from pack.py.host import hooks, paint_by_example
 from pack.py.host import paint_by_example_context as context
 from pack.py.host import paint_by_example_stitch as stitch
-from pack.py.paint_by_example import checkpoint
-from pack.py.paint_by_example.model import Config, ExemplarMapper
 from pack.py.paint_by_example.stitching import grown
-from pack.py.playground.recipes import paint_by_example as recipe
-from pack.py.training.loop import Schedule
+from painting import VAE, TinyPBE, hole, pictures, prepared, sample
 from torch.testing import assert_close
-
-
-class TinyPBE(tiny.TinySD15):
-    unet_config = {**tiny.TinySD15.unet_config, "in_channels": 9}
-
-
-tiny.SHAPES[TinyPBE] = tiny.SHAPES[tiny.TinySD15]
-TOWER = {
-    "model_type": "clip_vision_model",
-    "hidden_size": 64,
-    "num_attention_heads": 1,
-    "intermediate_size": 64,
-    "hidden_act": "quick_gelu",
-    "num_hidden_layers": 2,
-    "image_size": 32,
-    "num_channels": 3,
-    "patch_size": 16,
-}
-
-
-class TinyVAE:
-    """8x8 pixels are a cell: three means and their mean."""
-
-    def encode(self, pixels):
-        means = torch.nn.functional.avg_pool2d(pixels[..., :3].movedim(-1, 1), 8) * 2 - 1
-        return torch.cat([means, means.mean(dim=1, keepdim=True)], dim=1)
-
-    def decode(self, latent):
-        return torch.nn.functional.interpolate(latent[:, :3], scale_factor=8).movedim(1, -1).clamp(-1, 1) / 2 + 0.5
-
-
-VAE = TinyVAE()
-
-
-def randomised(network, seed):
-    rng = torch.Generator().manual_seed(seed)
-    return {name: torch.randn(p.shape, generator=rng) * (0.5 if p.ndim == 1 else 0.2) for name, p in network.state_dict().items()}
 
 
 @pytest.fixture(scope="module")
 def model():
-    found = tiny.tiny_model(TinyPBE)
-    found.model.concat_keys = paint_by_example.CONCAT_KEYS
-    return hooks.install(found, {"attn2": paint_by_example.RegionalExemplars()}, hooks.text_layers(found, "test"))
+    return painting.tiny_model()
 
 
 @pytest.fixture(scope="module")
 def encoder():
-    config = Config(64, 64, 1)
-    tower = networks.load(
-        lambda **how: CLIPVision(TOWER, how["dtype"], how["device"], how["operations"]),
-        randomised(CLIPVision(TOWER, torch.float32, None, torch.nn), 1),
-    )
-    mapper = networks.load(ExemplarMapper, randomised(ExemplarMapper(config), 2), config)
-    return paint_by_example.ExemplarEncoder(tower, tower.model, mapper, 32)
-
-
-def pictures(count=1, h=64, w=64, seed=0, channels=3):
-    return torch.rand(count, h, w, channels, generator=torch.Generator().manual_seed(seed))
-
-
-def hole(h=64, w=64, y0=16, y1=40, x0=16, x1=48):
-    mask = torch.zeros(1, h, w)
-    mask[:, y0:y1, x0:x1] = 1
-    return mask
-
-
-WHOLE = {"width": 64, "height": 64, "crop": "whole picture", "grow": 0, "feather": 0}
-
-
-def prepared(encoder, image=None, mask=None, exemplar=None, conditioned=None, **more):
-    positive, negative = conditioned or paint_by_example.condition(encoder, pictures(seed=7) if exemplar is None else exemplar)
-    return stitch.prepare(
-        positive,
-        negative,
-        VAE,
-        pictures() if image is None else image,
-        hole() if mask is None else mask,
-        **{**WHOLE, **more},
-    )
-
-
-def sample(model, ready, **more):
-    positive, negative, latent, _ = ready
-    size, batch = latent["samples"].shape[-2:], len(latent["samples"])
-    return tiny.sample(model, positive, negative, size=tuple(size), **{"batch": batch, **more})
-
-
-# The published pipeline
-
-
-@pytest.fixture(scope="module")
-def pipe():
-    return exemplars.pipeline()
-
-
-@pytest.fixture(scope="module")
-def files(pipe, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("paint_by_example")
-    folders.register()
-    folder_paths.add_model_folder_path("paint_by_example", str(folder), is_default=True)
-    exemplars.write(pipe, folder)
-    yield folder
-    folder_paths.folder_names_and_paths["paint_by_example"][0].remove(str(folder))
-
-
-def test_both_layouts_give_identical_tensors(files):
-    names = ("published.ckpt", "published.safetensors", "folder/unet/diffusion_pytorch_model.bin")
-    first, *others = (checkpoint.read(files / name) for name in names)
-    for other in others:
-        for part in ("unet", "tower", "mapper"):
-            one, two = getattr(first, part), getattr(other, part)
-            assert one and one.keys() == two.keys(), part
-            assert all(torch.equal(one[name], two[name]) for name in one), part
-
-
-def test_the_same_weights_make_the_same_latents_as_the_published_pipeline(pipe, files, monkeypatch):
-    """Its mask resizing and exemplar crop selected; ten steps of DDIM, guidance 5; latents to 1e-3, encoder output to 1e-5."""
-    import comfy.samplers
-
-    monkeypatch.setattr(paint_by_example.notices, "tell", lambda message: None)  # these files have no VAE
-    model, encoder, vae = paint_by_example.load("published.ckpt")
-    assert vae is None
-    image, mask, exemplar = pictures(), hole(y0=10, y1=45, x0=20, x1=50), (pictures(1, 32, 48, 3) * 255).round() / 255
-    pixels = pipe.feature_extractor(images=(exemplar[0] * 255).round().byte().numpy(), return_tensors="pt").pixel_values
-    with torch.no_grad():
-        token, null = pipe.image_encoder(pixels, return_uncond_vector=True)
-    positive, negative = paint_by_example.condition(encoder, exemplar, fit="center_crop")
-    assert_close(positive[0][0], token, rtol=0, atol=1e-5)
-    assert torch.equal(negative[0][0], null)
-
-    tiny_vae = exemplars.DiffusersVAE(pipe.vae)
-    positive, negative, latent, _ = stitch.prepare(positive, negative, tiny_vae, image, mask, mask_resize="nearest", **WHOLE)
-    noise = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1))
-    first = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "ddim_uniform", 10)[0]
-    # The host scales noise to sigma where the first step is not its noisiest; DDIM's picture is noise of deviation 1 there.
-    scaled = noise * (1 + first**2).sqrt() / first
-    with torch.inference_mode():
-        found = comfy.sample.sample(
-            model, scaled, 10, 5.0, "euler", "ddim_uniform", positive, negative, latent["samples"], disable_pbar=True
-        )
-    expected = pipe(
-        example_image=pixels,
-        image=image.movedim(-1, 1) * 2 - 1,
-        mask_image=mask[:, None],
-        num_inference_steps=10,
-        guidance_scale=5.0,
-        latents=noise.clone(),
-        output_type="latent",
-    ).images
-    assert_close(model.model.process_latent_in(found), expected, rtol=0, atol=1e-3)
-
-
-def test_what_is_missing_is_said_before_anything_is_built(files):
-    def says(text, *arguments):
-        with pytest.raises(ValueError, match=text):
-            paint_by_example.load(*arguments)
-
-    says("'nothing.ckpt' is not in .*paint_by_example.*huggingface", "nothing.ckpt")
-    (files / "half.ckpt").write_bytes((files / "published.ckpt").read_bytes()[:100_000])
-    says("Load Paint by Example: half.ckpt cannot be read.*not downloaded whole", "half.ckpt")
-    torch.save(torch.load(files / "folder" / "unet" / "diffusion_pytorch_model.bin"), files / "alone.bin")
-    says("no exemplar encoder in 'alone.bin'.*Choose the file of the encoder", "alone.bin")
+    return painting.tiny_encoder()
 
 
 # What the model is told
@@ -505,62 +346,6 @@ def test_photographs_come_back_untouched_around_holes_of_many_shapes(encoder, wh
     assert torch.equal(again[outside], photo[outside])
     painted = stitch.stitch(torch.zeros(1, 128, 128, 3), cut)
     assert (painted[cut.hole > 0] == 0).all() and torch.equal(painted[outside], photo[outside])
-
-
-# The playground
-
-
-def test_the_recipe_trains_and_its_file_is_what_the_loader_gives(tmp_path, monkeypatch):
-    """Two steps; the file holds what was trained and nothing else, and comes back through the node."""
-    nets = paint_by_example_training.playground_networks(
-        lambda images: torch.nn.functional.avg_pool2d(images, 8)[:, [0, 1, 2, 0]]
-    )
-    before = {name: p.clone() for name, p in nets.unet.named_parameters()}
-    monkeypatch.setattr(recipe, "BATCH", 4)
-    recipe.train(nets, tmp_path, Schedule(steps=2, learning_rate=1e-3, warmup=1, mixed_precision="no"), examples=6)
-    for name, parameter in nets.unet.named_parameters():
-        assert parameter.requires_grad == recipe.trained(name)
-        if not recipe.trained(name):
-            assert torch.equal(parameter, before[name]), name
-    assert not torch.equal(nets.unet.state_dict()["input_blocks.0.0.weight"][:, 4:], before["input_blocks.0.0.weight"][:, 4:])
-
-    folders.register()
-    folder_paths.add_model_folder_path("paint_by_example", str(tmp_path), is_default=True)
-    try:
-        path = paint_by_example_training.ship(nets, tmp_path / "small.safetensors")
-        assert path.stat().st_size < 10e6
-        model, encoder, vae = nodes.ExemplaryLoadPaintByExample.execute("small.safetensors", paint_by_example.SAME_FILE).args
-    finally:
-        folder_paths.folder_names_and_paths["paint_by_example"][0].remove(str(tmp_path))
-    loaded = model.model.diffusion_model.state_dict()
-    for name, weight in nets.unet.state_dict().items():
-        assert_close(loaded[name].float(), weight, rtol=1e-3, atol=1e-3)  # float16
-    pixels = torch.rand(1, 3, 128, 128, generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        expected = nets.mapper(nets.pooled(recipe.normalised(pixels)))
-    assert_close(encoder.tokens(pixels), expected, rtol=1e-2, atol=1e-2)  # float16 weights
-    positive, negative = paint_by_example.condition(encoder, pictures(1, 50, 40))
-    ready = stitch.prepare(
-        positive, negative, vae, pictures(1, 128, 128), hole(128, 128), **{**WHOLE, "width": 128, "height": 128}
-    )
-    assert sample(model, ready).isfinite().all()
-    assert tuple(playground.load_model().model.concat_keys) == ()
-
-
-def test_the_region_score_is_full_for_the_exemplar_itself():
-    vision = playground.load_clip_vision()
-    image, exemplar = pictures(2, 128, 128, seed=1), pictures(1, 128, 128, seed=2)
-    image[0, 32:96, 32:96] = exemplar[0, ::2, ::2]
-    mask = hole(128, 128, 32, 96, 32, 96)
-    image[1] = 0.5
-    run = evaluation_nodes.ExemplaryRegionCLIPScore.execute
-    high, report = run(vision, image[:1], mask, exemplar[:, ::2, ::2]).args
-    both, _ = run(vision, image, mask, exemplar[:, ::2, ::2]).args
-    assert high > 99 and both < high and "picture 1" in report
-    with pytest.raises(ValueError, match="mask has 3 pictures, but image has 2"):
-        run(vision, image, torch.cat([mask] * 3), exemplar)
-    with pytest.raises(ValueError, match="the mask is empty"):
-        run(vision, image, torch.zeros(1, 8, 8), exemplar)
 
 
 def test_the_nodes_run_as_in_a_graph(model, encoder):
