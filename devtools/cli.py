@@ -77,7 +77,7 @@ def _parser() -> argparse.ArgumentParser:
         "arguments",
         nargs=argparse.REMAINDER,
         metavar="STAGE",
-        help="only these: autoencoder base judge image_encoder controlnext matcher ifadapter subject ca2sis",
+        help="only these: autoencoder base judge image_encoder controlnext matcher ifadapter subject ca2sis paint_by_example",
     )
     evaluate = command("evaluate", _playground_evaluate, "measure what the playground's models and the techniques do", playground)
     evaluate.add_argument("--quick", action="store_true", help="fewer samples")
@@ -103,6 +103,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     judged.add_argument("--vlm", metavar="DIR", default="", help="a vision-language model that is asked what is in each box")
     judged.add_argument("--clip", metavar="DIR", default="", help="a CLIP model for the CLIP score, or the word playground")
+    bench = command(
+        "cocoee", _cocoee, "region CLIP score, CLIP-FID and quality score of results on Paint by Example's test bench"
+    )
+    bench.add_argument("results", nargs="+", metavar="NAME=FOLDER", help="folders of <number>.png; a row of the table each")
+    bench.add_argument("--bench", metavar="DIR", required=True, help="the folder that holds Ref_3500 and Mask_bbox_3500")
+    bench.add_argument("--clip", metavar="DIR", required=True, help="a CLIP model; papers use ViT-B/32")
+    bench.add_argument("--real", metavar="DIR", help="real pictures, for CLIP-FID and the quality score")
     convert = command("convert", _convert, "print the API form of a saved workflow")
     convert.add_argument("file", metavar="FILE")
     return parser
@@ -233,6 +240,17 @@ def _evaluate(options: argparse.Namespace) -> int:
         name, _, folder = result.rpartition("=")
         arguments.append(f"{name or Path(folder).name}={full(folder)}")
     return testing.inside(*_ready(options), "py.host.instance_evaluation", arguments)
+
+
+def _cocoee(options: argparse.Namespace) -> int:
+    from . import testing
+
+    arguments = ["--bench", str(Path(options.bench).resolve()), "--clip", str(Path(options.clip).resolve())]
+    arguments += ["--real", str(Path(options.real).resolve())] if options.real else []
+    for result in options.results:
+        name, _, folder = result.rpartition("=")
+        arguments.append(f"{name or Path(folder).name}={Path(folder).resolve()}")
+    return testing.inside(*_ready(options), "py.evaluation.cocoee", arguments)
 
 
 def _convert(options: argparse.Namespace) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -14,7 +15,7 @@ from ..semantic.palettes import Palette, named_palette
 from ..semantic.semantic_map import SemanticMap
 from . import ca2sis, ca2sis_attention, folders
 from .playground_adapters import CA2SIS_FILE
-from .playground_evaluation import Studio
+from .playground_evaluation import Studio, records
 
 KIND = "quality"
 FACES = Palette("faces", CLASSES, tuple((n, n, n) for n in range(len(CLASSES))))
@@ -91,7 +92,4 @@ def figures(quick: bool) -> Iterator[dict]:
             100 // share,
         ),
     ]
-    for part in found:
-        for figure in part:
-            record = figure.record()
-            yield {k: v for k, v in record.items() if not quick or k not in ("target", "ok")}
+    yield from records(chain.from_iterable(found), quick)

@@ -69,7 +69,7 @@ def chunk_view(run: Run, options: dict, chunk: int) -> View | None:
     """
     full_h, full_w = run.latent_shape[-2:]
     h, w = options.get("original_shape", run.latent_shape)[-2:]
-    area = _condition(run, options, chunk).get("area")
+    area = condition(run, options, chunk).get("area")
     if area is not None and len(area) == 4:
         y, x = area[2:]
         return x / full_w, y / full_h, (x + w) / full_w, (y + h) / full_h
@@ -86,7 +86,8 @@ def part_of(pictures: Tensor, view: View) -> Tensor:
     return pictures[..., top : max(top + 1, round(y1 * h)), left : max(left + 1, round(x1 * w))]
 
 
-def _condition(run: Run, options: dict, chunk: int) -> dict[str, Any]:
+def condition(run: Run, options: dict, chunk: int) -> dict[str, Any]:
+    """The host's dictionary of the condition that a chunk of this call belongs to; {} if it cannot be told."""
     uuids = options.get("uuids") or []
     if chunk < len(uuids):
         for conditions in (getattr(run.guider, "conds", None) or {}).values():

@@ -141,11 +141,11 @@ def read_weights(name: str) -> dict[str, Tensor]:
     return comfy.utils.load_torch_file(str(path), safe_load=True)
 
 
-def new_unet() -> nn.Module:
-    """The bare UNet in float32 with torch's initialisation, to be trained."""
+def new_unet(channels: int = 4) -> nn.Module:
+    """The bare UNet in float32 with torch's initialisation, to be trained; it reads so many channels."""
     from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 
-    config = {**UNET_CONFIG, **PlaygroundModelConfig.unet_extra_config}
+    config = {**UNET_CONFIG, **PlaygroundModelConfig.unet_extra_config, "in_channels": channels}
     return _initialise(UNetModel(**config, dtype=torch.float32, operations=comfy.ops.disable_weight_init))
 
 
@@ -242,9 +242,9 @@ def _run_layers(layers: Any, x: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def load_model(changes: Mapping[str, Tensor] | None = None) -> comfy.model_patcher.ModelPatcher:
-    """The base UNet as a MODEL, with some of its weights replaced by `changes`."""
+    """The base UNet as a MODEL, with some of its weights replaced by `changes`; its first convolution may read more channels."""
     sd = read_weights("unet") | dict(changes or {})
-    config = PlaygroundModelConfig(UNET_CONFIG)
+    config = PlaygroundModelConfig(UNET_CONFIG | {"in_channels": sd["input_blocks.0.0.weight"].shape[1]})
     load_device = comfy.model_management.get_torch_device()
     offload_device = comfy.model_management.unet_offload_device()
     parameters = comfy.utils.calculate_parameters(sd)

@@ -15,9 +15,9 @@ from ..ca2sis.checkpoint import facts
 from ..ifadapter import checkpoint as ifadapter_checkpoint
 from ..ifadapter.model import IFAdapter
 from ..playground.faces import CLASSES as FACE_CLASSES
-from ..playground.recipes import am_adapter, ca2sis, ifadapter, image_encoder, subject
+from ..playground.recipes import am_adapter, ca2sis, ifadapter, image_encoder, paint_by_example, subject
 from ..snf import checkpoint as snf_checkpoint
-from . import am_adapter_training, ifadapter_text, ifadapter_training, playground, subject_training
+from . import am_adapter_training, ifadapter_text, ifadapter_training, paint_by_example_training, playground, subject_training
 from .playground_shipping import INITIAL_SEED, finished, finished_base, finished_encoder, ship
 
 #: In the models' own folders, so that the ordinary Load nodes list them.
@@ -95,10 +95,19 @@ def train_ca2sis(folder: Path) -> None:
     ship(CA2SIS_FILE, generator.state_dict(), **facts(ca2sis.CONFIG, FACE_CLASSES), steps=ca2sis.SCHEDULE.steps)
 
 
+def train_paint_by_example(folder: Path) -> None:
+    """Paint by Example, on the shipped base: only what was trained is in the file."""
+    torch.manual_seed(INITIAL_SEED)
+    nets = paint_by_example_training.playground_networks(finished_encoder())
+    paint_by_example.train(nets, folder)
+    paint_by_example_training.ship(nets)
+
+
 STAGES = {
     "controlnext": train_controlnext,
     "matcher": train_matcher,
     "ifadapter": train_ifadapter,
     "subject": train_subject,
+    "paint_by_example": train_paint_by_example,
     "ca2sis": train_ca2sis,
 }

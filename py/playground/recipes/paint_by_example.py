@@ -1,0 +1,133 @@
+"""Paint by Example on the drawn world: the base UNet learns to read a picture with a hole and one token of an exemplar.
+
+Trained as the paper does it (`py/paint_by_example/training.py`), from things of drawn scenes. The image encoder is frozen; of the UNet only the
+first convolution, which gets five channels more, and the transformers are trained, without what one token leaves unused. Everything but the
+noise is computed once: latents of the picture and of the picture with a hole, the hole, the class token of the exemplar.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ...paint_by_example import shapes, stitching
+from ...paint_by_example.exemplar import normalised
+from ...paint_by_example.model import ExemplarMapper
+from ...paint_by_example.training import Augmentation, context_of, exemplar_box, unet_input, usable
+from ...training.loop import Schedule, fit
+from ..dataset import draw_many, training_keys
+from ..scene import Scene
+from .base import alphas_cumprod, diffusion_loss
+
+log = logging.getLogger("exemplary")
+
+EXAMPLES = 12_000
+FIRST = 900_000
+CHUNK = 1_000
+BATCH = 32
+DROP = 0.2
+OBJECTS = 0.75  # of each batch
+SIDE = 128
+CELL = 8
+SCHEDULE = Schedule(
+    steps=4000, learning_rate=5e-4, warmup=150, final_rate=0.03, weight_decay=0.01, ema=0.998, checkpoint_every=250, seed=16
+)
+
+
+@dataclass(frozen=True)
+class Networks:
+    """What is trained and the frozen parts around it; the host room builds it.
+
+    unet: nine channels, with the base's weights. encode: pictures [n, 3, side, side] in 0..1 -> unit latents [n, 4, h, w].
+    pooled: normalised pixels [n, 3, side, side] -> class tokens [n, width].
+    """
+
+    unet: nn.Module
+    mapper: ExemplarMapper
+    encode: Callable[[Tensor], Tensor]
+    pooled: Callable[[Tensor], Tensor]
+
+
+def trained(name: str) -> bool:
+    """Is this parameter of the UNet trained? With one token, text attention never uses its queries, its keys and the norm before them."""
+    if any(part in name for part in (".attn2.to_q.", ".attn2.to_k.", ".norm2.")) and ".transformer_blocks." in name:
+        return False
+    return name.startswith("input_blocks.0.0.") or any(
+        part in name for part in (".transformer_blocks.", ".proj_in.", ".proj_out.")
+    )
+
+
+def _example(scene: Scene, rng: torch.Generator) -> tuple[Tensor, Tensor, Tensor] | None:
+    """Picture [3, s, s], hole [s, s] and exemplar [3, s, s] of a scene, 0..1; None if it has no thing of a usable size."""
+    things = [thing for thing in scene.instances if usable(thing.box)]
+    if not things:
+        return None
+    thing = things[int(torch.randint(len(things), (), generator=rng))]
+    picture = torch.from_numpy(scene.image).permute(2, 0, 1).float() / 255
+    x0, y0, x1, y1 = exemplar_box(thing.box, SIDE, rng)
+    exemplar = F.interpolate(picture[None, :, y0:y1, x0:x1], size=(SIDE, SIDE), mode="bilinear", antialias=True)[0]
+    a, b, c, d = (value * SIDE for value in thing.box)
+    hole = shapes.mask_shape((a, b, c, d), SIDE, SIDE, rng, extension=0.25, jitter=2)
+    return picture, hole, exemplar
+
+
+def _prepared(first: int, number: int, nets: Networks) -> dict[str, Tensor]:
+    """Everything of some examples that no training step changes."""
+    keys = training_keys(number, first)
+    rng = torch.Generator().manual_seed(first)
+    found = [(kind, example) for (kind, _), scene in zip(keys, draw_many(keys)) if (example := _example(scene, rng)) is not None]
+    pictures, holes, exemplars = (torch.stack(parts) for parts in zip(*(example for _, example in found)))
+    augment = Augmentation()
+    with torch.no_grad():
+        latents = torch.cat([nets.encode(batch).half() for batch in pictures.split(32)])
+        known = torch.cat([nets.encode(b).half() for b in stitching.masked(pictures, holes[:, None]).split(32)])
+        pooled = torch.stack(
+            [torch.cat([nets.pooled(normalised(augment(b, rng))).half() for b in exemplars.split(32)]) for _ in range(2)], dim=1
+        )
+    grid = (SIDE // CELL, SIDE // CELL)
+    return {
+        "latents": latents,
+        "known": known,
+        "holes": stitching.cells(holes[:, None], grid, "bilinear").half(),
+        "pooled": pooled,
+        "objects": torch.tensor([kind == "objects" for kind, _ in found]),
+    }
+
+
+def _data(nets: Networks, folder: Path, count: int) -> dict[str, Tensor]:
+    """The training set, computed once and kept in chunks beside the checkpoints."""
+    chunks = []
+    for first in range(FIRST, FIRST + count, CHUNK):
+        number = min(CHUNK, FIRST + count - first)
+        path = folder / f"exemplars_{first:07d}_{number}.pt"
+        if not path.exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            torch.save(_prepared(first, number, nets), path)
+            log.info("exemplars: %d of %d scenes", first - FIRST + number, count)
+        chunks.append(torch.load(path, weights_only=True))
+    return {key: torch.cat([chunk[key] for chunk in chunks]) for key in chunks[0]}
+
+
+def train(nets: Networks, folder: Path, schedule: Schedule = SCHEDULE, examples: int = EXAMPLES) -> None:
+    """Train the UNet and the mapper in place."""
+    data = _data(nets, folder, examples)
+    alphas = alphas_cumprod()
+    objects = data["objects"]
+    weight = torch.where(objects, OBJECTS / objects.sum().clamp(min=1), (1 - OBJECTS) / (~objects).sum().clamp(min=1))
+
+    def loss(_: int, rng: torch.Generator) -> Tensor:
+        rows = torch.multinomial(weight, BATCH, replacement=True, generator=rng)
+        which = torch.randint(data["pooled"].shape[1], (BATCH,), generator=rng)
+        context = context_of(nets.mapper, data["pooled"][rows, which].float(), DROP, rng)
+        known, hole = data["known"][rows].float(), data["holes"][rows].float()
+        return diffusion_loss(
+            lambda x, t: nets.unet(unet_input(x, known, hole), t, context=context), data["latents"][rows].float(), rng, alphas
+        )
+
+    fit("paint_by_example", {"unet": nets.unet, "mapper": nets.mapper}, loss, schedule, folder)
