@@ -3,6 +3,7 @@
 A measurement is a module of the pack, any `py/host/<name>_evaluation.py` or `benchmarks/<name>.py`, with
 
     KIND = "quality"                    # or "speed"
+    NEEDS = ["vae", "ifadapter/one"]     # shipped files without which there is nothing to measure, below assets/playground; may be left away
     def figures(quick: bool):           # a generator; the host is importable, the pack is `pack`
         yield {"name": "one object: class and colour right", "value": 0.94, "unit": "%", "target": ">= 0.90", "ok": True,
                "note": "200 held-out prompts"}
@@ -22,6 +23,7 @@ import platform
 import subprocess
 import time
 from pathlib import Path
+from typing import Any
 
 from .environment import Environment
 from .hosts import Host
@@ -30,16 +32,22 @@ from .say import Trouble, say
 from .testing import variables
 
 KEPT = OUTPUT / "figures"
+WEIGHTS = ROOT / "assets" / "playground"
 
 
 def modules(kind: str, names: list[str] | None = None) -> list[str]:
     """The measurements of one kind, as module names inside the pack."""
     paths = [*sorted((ROOT / "py" / "host").glob("*_evaluation.py")), *sorted((ROOT / "benchmarks").glob("*.py"))]
-    found = [path for path in paths if path.is_file() and _kind(path) == kind]
+    found = [path for path in paths if path.is_file() and _constant(path, "KIND") == kind]
     unknown = set(names or ()) - {path.stem for path in found}
     if unknown:
         known = ", ".join(path.stem for path in found) or "none"
         raise Trouble(f"There is no measurement {sorted(unknown)[0]!r} of kind {kind}. There are: {known}.")
+    for path in list(found):
+        missing = [name for name in _constant(path, "NEEDS") or () if not (WEIGHTS / f"{name}.safetensors").is_file()]
+        if missing:
+            say(f"  {path.stem}: not measured, this version ships no {missing[0]}")
+            found.remove(path)
     return [".".join(path.relative_to(ROOT).with_suffix("").parts) for path in found if not names or path.stem in names]
 
 
@@ -117,9 +125,9 @@ def _measure(environment: Environment, host: Host, module: str, quick: bool) -> 
     return process.returncode == 0 and all(figure.get("ok", True) for figure in found)
 
 
-def _kind(path: Path) -> str | None:
-    """The KIND a module states, read without running it."""
+def _constant(path: Path, name: str) -> Any:
+    """A constant that a module states, read without running it; None if it does not."""
     for node in ast.parse(path.read_text(encoding="utf-8")).body:
-        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "KIND":
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == name:
             return ast.literal_eval(node.value)
     return None

@@ -19,6 +19,7 @@ from .playground_adapters import CONTROLNEXT_FILE, MATCHER_FILE
 from .playground_evaluation import Studio, records
 
 KIND = "quality"
+NEEDS = ["am_adapter/playground_controlnext", "am_adapter/playground_matcher"]
 
 
 def map_of(scene: Scene) -> SemanticMap:

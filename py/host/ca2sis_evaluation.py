@@ -18,6 +18,7 @@ from .playground_adapters import CA2SIS_FILE
 from .playground_evaluation import Studio, records
 
 KIND = "quality"
+NEEDS = ["ca2sis/playground_faces"]
 FACES = Palette("faces", CLASSES, tuple((n, n, n) for n in range(len(CLASSES))))
 
 

@@ -15,6 +15,7 @@ from .instance_evaluation import playground_embedders
 from .playground_evaluation import Studio, records
 
 KIND = "quality"
+NEEDS = ["ifadapter/playground_ifadapter"]
 
 
 def _paint_layouts(studio: Studio, adapter: ifadapter_trained.Adapter | None = None) -> evaluation.PaintLayout:

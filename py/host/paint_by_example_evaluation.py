@@ -18,6 +18,7 @@ from .paint_by_example_training import FILE
 from .playground_evaluation import SAMPLER, SCHEDULER, STEPS, Studio
 
 KIND = "quality"
+NEEDS = ["paint_by_example/playground_paint_by_example"]
 CFG = 4.0
 SIDE, GROW, FEATHER = 128, 2, 3
 

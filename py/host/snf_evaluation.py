@@ -14,6 +14,7 @@ from . import folders, snf, snf_sampling, subjects
 from .playground_evaluation import CFG, SAMPLER, SCHEDULER, STEPS, Studio, records
 
 KIND = "quality"
+NEEDS = ["face_diffuser/playground_subject"]
 
 
 class SubjectStudio:
