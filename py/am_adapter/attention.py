@@ -184,16 +184,19 @@ def augmented_attention(
     if all(_is_unbiased(exemplar) for exemplar in exemplars):
         return _joined(attend(query, keys, values, None))
     biases = [_bias(exemplar) for exemplar in exemplars]
+    has_never = any(e.where is not None or e.chosen.mode in ("hard_mask", "masactrl") for e in exemplars)
     own, own_tokens = _own(exemplars), k.shape[1]  # another patch may have given the layer more keys than places
     width = heads if any(exemplar.chosen.mode == "matcher" for exemplar in exemplars) else 1
     out = []
     for rows in slices(l, settings.chunk // (b * width * keys.shape[2])):
-        shape = (b, width, rows.stop - rows.start)
-        if own is None:
-            first = q.new_zeros(*shape, own_tokens)
-        else:
-            first = rearrange(own[:, rows], "b r -> b 1 r 1").expand(*shape, own_tokens).to(q)
-        mask = torch.cat([first, *(bias(rows).to(q).expand(*shape, -1) for bias in biases)], dim=-1).clamp_(min=_NEVER)
+        mask = q.new_empty(b, width, rows.stop - rows.start, keys.shape[2])
+        mask[..., :own_tokens] = 0.0 if own is None else rearrange(own[:, rows], "b r -> b 1 r 1")
+        end = own_tokens
+        for exemplar, bias in zip(exemplars, biases):
+            start, end = end, end + exemplar.keys.shape[1]
+            mask[..., start:end] = bias(rows)
+        if has_never:
+            mask.clamp_(min=_NEVER)
         out.append(attend(query[:, :, rows], keys, values, mask))
     return _joined(torch.cat(out, dim=2))
 
@@ -232,7 +235,9 @@ def _bias(exemplar: Exemplar) -> Callable[[slice], Tensor]:
     log_weight = math.log(exemplar.share)
 
     def block(rows: slice) -> Tensor:
-        found = _g(exemplar, agreement, settings, rows) + log_weight
+        found = _g(exemplar, agreement, settings, rows)
+        if log_weight != 0.0:
+            found = found + log_weight
         if balance is not None:
             found = found + balance
         if exemplar.where is None:
@@ -290,7 +295,8 @@ class Match:
 
     def block(self, rows: slice = slice(None)) -> Tensor:
         """g = P - peak / 4 for some target places of the layer, enlarged linearly: [b, n, r, m], float32."""
-        p = self._for_targets(rows)
+        # Linear weights sum to 1, so the peak may be subtracted where the numbers are still few.
+        p = self._for_targets(rows) - rearrange(self.peak.float() / 4, "b -> b 1 1 1")
         if self.matching_exemplar != self.exemplar_grid:
             count = p.shape[1]
             if self.flat:
@@ -298,10 +304,11 @@ class Match:
                 p = F.interpolate(rearrange(p, "b r n m -> b (r n) m"), places, mode="linear")
                 p = rearrange(p, "b (r n) m -> b r n m", r=count)
             else:
-                picture = rearrange(p, "b r n (h w) -> b (r n) h w", h=self.matching_exemplar[0])
-                p = F.interpolate(picture, self.exemplar_grid, mode="bilinear")
-                p = rearrange(p, "b (r n) h w -> b r n (h w)", r=count)
-        return rearrange(p, "b r n m -> b n r m") - rearrange(self.peak.float() / 4, "b -> b 1 1 1")
+                # Two products: with few places a side they are several times faster than a bilinear resize.
+                down, across = (_line_matrix(*sizes).to(p) for sizes in zip(self.matching_exemplar, self.exemplar_grid))
+                picture = rearrange(p, "b r n (h w) -> b r n h w", h=self.matching_exemplar[0])
+                p = rearrange(down @ (picture @ across.T), "b r n h w -> b r n (h w)")
+        return rearrange(p, "b r n m -> b n r m")
 
     def select(self, rows: Sequence[int]) -> Match:
         """Some rows of the batch; the peaks stay what they were."""
@@ -433,6 +440,12 @@ def _line_taps(small: int, size: int) -> tuple[Tensor, Tensor]:
     low = at.long().clamp(max=small - 1)
     part = (at - low).clamp(max=1.0)
     return torch.stack([low, (low + 1).clamp(max=small - 1)], dim=1), torch.stack([1.0 - part, part], dim=1)
+
+
+def _line_matrix(small: int, size: int) -> Tensor:
+    """The same as a matrix, [size, small]."""
+    index, weight = _line_taps(small, size)
+    return torch.zeros(size, small).scatter_add_(1, index, weight)
 
 
 def _split(x: Tensor, heads: int) -> Tensor:
