@@ -13,8 +13,8 @@ import foreign
 import pytest
 import tiny
 import torch
-from class_prompts import classes
-from pack.py.host import am_adapter, grids, hooks, ifadapter, scope
+from applied import classes, exemplar
+from pack.py.host import grids, hooks, ifadapter, scope
 from pack.py.host.schedule import PercentRange
 from pack.py.host.slots import AttentionSlot
 from pack.py.ifadapter.instances import Instance, Instances
@@ -59,11 +59,6 @@ BOXES = Instances((Instance((0.0, 0.0, 0.5, 0.6), "a red car"), Instance((0.4, 0
 
 def layout(model, instances=BOXES, **more):
     return ifadapter.apply(model, tiny.TinyCLIP(tiny.text_width(model)), instances, **more)
-
-
-def exemplar(model, **more):
-    pictures = tiny.picture(), tiny.street_map(96, 128), tiny.street_map(ground=0.7)
-    return am_adapter.apply(model, tiny.TinyVAE(), *pictures, **more)
 
 
 TECHNIQUES = {"probe": lambda model: probed(model)[0], "layout": layout, "exemplar": exemplar, "classes": classes}
