@@ -65,7 +65,7 @@ def by_classes(studio: Studio, settings: ca2sis_attention.Settings = ca2sis_atte
     def paint(scenes: Sequence[Scene], seeds: Sequence[int]) -> Tensor:
         pictures = []
         for scene, seed in zip(scenes, seeds):
-            prompts = None
+            prompts = ca2sis_attention.ClassPrompts()
             for name, phrase in face_edits.phrases_of(scene).items():
                 prompts = ca2sis_attention.class_prompt(name, studio.encode(phrase), prompts=prompts)
             semantic_map = SemanticMap(torch.from_numpy(scene.labels)[None], named_palette("playground"))

@@ -90,9 +90,9 @@ class Recipe:
 
     def architecture(self) -> Config:
         """Raises ValueError for fields that are none."""
-        given = {key: tuple(value) if isinstance(value, list) else value for key, value in self.config.items()}
+        given: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in self.config.items()}
         count = len(self.classes)
-        noise = {} if self.noise_steps else {"noise_dim": 0}
+        noise: dict[str, Any] = {} if self.noise_steps else {"noise_dim": 0}
         try:
             return Config(**{"classes": count, "mask_channels": count - 1, **noise, **given})
         except TypeError as error:

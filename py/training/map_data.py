@@ -100,7 +100,7 @@ def example(pair: Pair, side: int, rng: torch.Generator) -> tuple[Tensor, Tensor
         )
     short = min(picture.size)
     scale = round(side * MARGIN) / short
-    size = tuple(max(side, round(length * scale)) for length in picture.size)
+    size = max(side, round(picture.width * scale)), max(side, round(picture.height * scale))
     pixels = np.asarray(picture.resize(size, Image.Resampling.BICUBIC), dtype=np.float32) / 127.5 - 1
     numbers = np.asarray(labels.resize(size, Image.Resampling.NEAREST), dtype=np.int64)
     left, top = (int(torch.randint(0, length - side + 1, (), generator=rng)) for length in size)
