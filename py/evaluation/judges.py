@@ -80,11 +80,12 @@ def from_folders(detector: str, answerer: str = "") -> DetectorJudge:
 
 
 def _pipeline(task: str, folder: str, what: str) -> Any:
-    from transformers import pipeline  # seconds to import, and most users never judge
+    import transformers  # seconds to import, and most users never judge
 
     _check_folder(folder, what, task)
+    make: Any = transformers.pipeline  # its overloads know tasks by their literal names only
     try:
-        return pipeline(task, model=folder, local_files_only=True)
+        return make(task, model=folder, local_files_only=True)
     except (OSError, ValueError, KeyError) as error:
         raise ValueError(f"The folder {folder!r} holds no {task} model: {str(error).splitlines()[0]}") from None
 

@@ -31,7 +31,7 @@ from .frozen_base import FrozenBase
 log = logging.getLogger("exemplary")
 
 NODE = "IFAdapter training"
-SIZES = {"dim": 1280, "heads": 10}  # of the resampler where the base is smaller than SDXL
+SIZES: dict[str, Any] = {"dim": 1280, "heads": 10}  # of the resampler where the base is smaller than SDXL
 
 
 def layers_of(unet: Any, places: Sequence[hooks.LayerKey]) -> tuple[Layer, ...]:

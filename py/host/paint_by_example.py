@@ -189,7 +189,7 @@ def _unet(weights: dict[str, Tensor], file: str) -> Any:
 def _encoder(contents: checkpoint.Contents, clip_vision: Any, file: str) -> ExemplarEncoder:
     try:
         config = checkpoint.mapper_config(contents.mapper)
-        description = None if clip_vision is not None else checkpoint.tower_config(contents.tower)
+        description: Any = None if clip_vision is not None else checkpoint.tower_config(contents.tower)
     except ValueError as error:
         raise ValueError(f"{LOADER}: {file}: {error} Or connect a CLIP ViT-L/14 as clip_vision.") from None
     mapper = networks.load(ExemplarMapper, contents.mapper, config)
@@ -272,9 +272,10 @@ def condition(
     if masks is not None and not (masks > 0).any():
         raise ValueError(f"{NODE}: the region is empty. Paint where this exemplar belongs, or disconnect it.")
     made = []
+    begun: list[Any] = [[null, {BLENDED: 0.0}]] if positive is None else positive
     for start, end, value in steps_of(strength, course, start_percent, end_percent):
         token = towards_null(null, tokens, value)
-        for before, options in positive if positive is not None else [[null, {BLENDED: 0.0}]]:
+        for before, options in begun:
             first, last = max(start, options.get("start_percent", 0.0)), min(end, options.get("end_percent", 1.0))
             if first >= last:
                 continue

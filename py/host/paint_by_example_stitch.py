@@ -177,7 +177,7 @@ def mask_shape(
     else:
         masks = checked_mask(mask, SHAPE, "mask")
         height, width = masks.shape[-2:]
-        places = []
+        places: list[Any] = []
         for one in masks:
             found = stitching.bounds(one)
             if found is None:

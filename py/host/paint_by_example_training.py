@@ -53,7 +53,7 @@ def playground_networks(encode: Callable[[Tensor], Tensor]) -> recipe.Networks:
     tower = playground.new_image_encoder(image_encoder.CONFIG)
     tower.load_state_dict({name: weight.float() for name, weight in playground.read_weights("image_encoder").items()})
     mapper = ExemplarMapper(Config(image_encoder.CONFIG["hidden_size"], playground.CONTEXT_DIM, BLOCKS))
-    vision = tower.eval().requires_grad_(False).vision_model
+    vision: Any = tower.eval().requires_grad_(False).vision_model
     return recipe.Networks(unet, mapper, encode, lambda pixels: vision(pixels)[2])
 
 
@@ -152,7 +152,7 @@ def triple(entry: Entry, side: int, size: int, rng: torch.Generator) -> tuple[Te
 def loss_of(
     model: Any,
     encoder: paint_by_example.ExemplarEncoder,
-    mapper: nn.Module,
+    mapper: ExemplarMapper,
     vae: Any,
     chosen: Recipe,
     data: Sequence[Entry],

@@ -168,9 +168,9 @@ def _mapper(names: set[str], get: Callable[[str], Tensor], diffusers: bool) -> d
     if missing:
         raise ValueError(f"{len(missing)} weights of the exemplar encoder are missing ({_some(missing)}). Download it again.")
     state = {}
-    for ours, theirs in wanted.items():
-        weight = get(theirs)
-        if theirs.rpartition(".")[0].endswith("c_qkv"):
+    for ours, name in wanted.items():
+        weight = get(name)
+        if name.rpartition(".")[0].endswith("c_qkv"):
             weight = weight[2 * (len(weight) // 3) :]  # of queries, keys and values the values
         state[ours] = weight
     check_mapper(state)
@@ -275,7 +275,7 @@ class _ModelCheckpoint:
 def _unpickled(path: Path) -> Any:
     scalar = np.float64(0).__reduce__()[0]
     dtypes = [type(np.dtype(kind)) for kind in ("f4", "f8", "i4", "i8")]
-    known = [
+    known: list[Any] = [
         (_ModelCheckpoint, "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint"),
         (scalar, "numpy.core.multiarray.scalar"),
         (scalar, "numpy._core.multiarray.scalar"),
