@@ -173,11 +173,11 @@ def mask_shape(
             raise ValueError(
                 f"{SHAPE}: the box {tuple(round(v, 3) for v in box)} has no area. Give a width and a height above 0."
             )
-        places = [(box[0] * width, box[1] * height, min(box[2], 1.0) * width, min(box[3], 1.0) * height)]
+        places: list[Any] = [(box[0] * width, box[1] * height, min(box[2], 1.0) * width, min(box[3], 1.0) * height)]
     else:
         masks = checked_mask(mask, SHAPE, "mask")
         height, width = masks.shape[-2:]
-        places: list[Any] = []
+        places = []
         for one in masks:
             found = stitching.bounds(one)
             if found is None:
