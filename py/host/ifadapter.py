@@ -190,12 +190,33 @@ def apply(
 
 
 def _encoded(clip: Any, phrases: list[str]) -> tuple[Tensor, ...]:
-    """Each phrase alone through the host's CLIP, as CLIPTextEncode would: [m, c], any prompt syntax included."""
+    """Each phrase alone through the host's CLIP, as CLIPTextEncode would, any prompt syntax included: [m, c], without the padding.
+
+    Padding repeats what the whole text says, "one thing and nothing else"; where every box hears that, the first object that appears
+    leaves no room for the others.
+    """
     done: dict[str, Tensor] = {}
     for phrase in phrases:
         if phrase not in done:
-            done[phrase] = clip.encode_from_tokens(clip.tokenize(phrase))[0].detach()
+            tokens = clip.tokenize(phrase)
+            done[phrase] = clip.encode_from_tokens(tokens)[0, : _used(tokens)].detach()
     return tuple(done[phrase] for phrase in phrases)
+
+
+def _used(tokens: dict[str, list]) -> int | None:
+    """How many positions a text needs: start, words, end. None, for all of them, if it has several chunks."""
+    counts = []
+    for chunks in tokens.values():
+        ids = [entry[0] for entry in chunks[0]] if len(chunks) == 1 else []
+        last = len(ids)
+        while last > 1 and _same(ids[last - 1], ids[last - 2]):
+            last -= 1
+        counts.append(last)
+    return min(counts, default=0) or None  # encoders pad with their end token or with another one behind it
+
+
+def _same(a: Any, b: Any) -> bool:
+    return isinstance(a, int) and isinstance(b, int) and a == b  # an embedding's rows are tensors
 
 
 def _check_width(model: Any, keys: list[hooks.LayerKey], found: int) -> None:

@@ -5,7 +5,7 @@ gates are learned. This is a different, training-free method with the same skele
 and closed forms in place of the gates. It is not IFAdapter and gives other pictures; see the paper's numbers for what training adds.
 
     s_i   = softmax(q k_i^T / sqrt(d)) v_i                       the base layer's q; k_i, v_i of phrase i alone
-    m_i   = strength_i * [cell in box_i] * mask_i                rows floor(y0 h)..ceil(y1 h), columns likewise: at least one cell
+    m_i   = strength_i * cover_i * mask_i                        cover: the share of the cell that lies in the box, at least one cell's
     a_i   = m_i * (1 / area_i)^p                                 fusion on overlaps: the smaller box counts more (paper: area ratio)
     w_i   = a_i / sum_j a_j * max_j m_j                          weights of one place sum to its strongest instance's m
     w_bg  = 1 - max_j [cell in box_j] * mask_j                   a phrase for everything else, if there is one
@@ -37,7 +37,7 @@ class Settings:
 
     Args:
         small_wins: p above. 0 averages overlapping instances, large values let the smallest box win alone.
-        partial: what a cell counts that a box covers only in part, as a power of the covered share (of the best covered cell's share).
+        partial: what a cell counts that a box covers only in part, as a power of the covered share.
             0: every touched cell counts fully; 1: its share, so that on coarse grids the effect does not reach beyond the box.
         edge_cells: width in cells over which a box's weight fades in from its border; 0 is a hard edge.
         quiet_outside: without a background phrase, how much of what is outside of all boxes reads an empty prompt in place of the whole
@@ -48,7 +48,7 @@ class Settings:
     """
 
     small_wins: float = 2.0
-    partial: float = 0.0
+    partial: float = 1.0
     quiet_outside: float = 0.0
     edge_cells: float = 0.0
     separate: float = 0.0
@@ -74,11 +74,14 @@ def box_in_view(box: Box, view: View) -> Box | None:
     return (x0, y0, x1, y1) if x1 > x0 and y1 > y0 else None
 
 
-def covered_share(start: float, end: float, cells: int) -> Tensor:
-    """[cells]: which share of each cell lies between start and end (both 0..1); the best covered one counts as 1."""
+def covered_share(start: float, end: float, cells: int, length: float) -> Tensor:
+    """[cells]: which share of each cell lies between start and end (both 0..1).
+
+    `length` is that of the whole box where only a part of it is seen; what is narrower than a cell counts by its own width.
+    """
     edges = torch.arange(cells + 1, dtype=torch.float64)
     share = (edges[1:].clamp(max=end * cells) - edges[:-1].clamp(min=start * cells)).clamp(min=0.0)
-    return (share / share.max().clamp(min=1e-12)).float()
+    return (share / min(1.0, max(length * cells, 1e-12))).clamp(max=1.0).float()
 
 
 def instance_mask(instance: Instance, h: int, w: int, view: View, settings: Settings) -> Tensor:
@@ -90,8 +93,9 @@ def instance_mask(instance: Instance, h: int, w: int, view: View, settings: Sett
     top, bottom, left, right = box_cells(box, h, w)
     rows, columns = _fade(bottom - top, settings.edge_cells), _fade(right - left, settings.edge_cells)
     if settings.partial > 0:
-        rows = rows * covered_share(box[1], box[3], h)[top:bottom] ** settings.partial
-        columns = columns * covered_share(box[0], box[2], w)[left:right] ** settings.partial
+        whole, (vx0, vy0, vx1, vy1) = instance.box, view
+        rows = rows * covered_share(box[1], box[3], h, (whole[3] - whole[1]) / (vy1 - vy0))[top:bottom] ** settings.partial
+        columns = columns * covered_share(box[0], box[2], w, (whole[2] - whole[0]) / (vx1 - vx0))[left:right] ** settings.partial
     found[:, top:bottom, left:right] = rearrange(rows, "h -> h 1") * columns
     if instance.mask is None:
         return found

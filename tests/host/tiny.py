@@ -85,14 +85,21 @@ class TinyCLIP:
     def __init__(self, width: int = 64):
         self.width = width
         self.encoded: list[str] = []
+        self._texts: dict[str, str] = {}
 
     def tokenize(self, text):
-        return text
+        words = text.split()
+        chunks = [words[first : first + 75] for first in range(0, max(1, len(words)), 75)]
+        ids = [[0, *(1 + int.from_bytes(word.encode()[:4], "big") for word in chunk), -1] for chunk in chunks]
+        self._texts[str(ids)] = text
+        return {"l": [[(number, 1.0) for number in row + [-1] * (77 - len(row))] for row in ids]}
 
     def encode_from_tokens(self, tokens):
-        self.encoded.append(tokens)
-        seed = int.from_bytes(hashlib.sha256(tokens.encode()).digest()[:4], "big")
-        length = 77 * max(1, -(-len(tokens.split()) // 75))
+        ids = [[number for number, _ in chunk] for chunk in tokens["l"]]
+        text = self._texts[str([row[: row.index(-1) + 1] for row in ids])]
+        self.encoded.append(text)
+        seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big")
+        length = 77 * len(ids)
         return torch.randn(1, length, self.width, generator=torch.Generator().manual_seed(seed))
 
 
@@ -196,7 +203,8 @@ def text_width(model) -> int:
 
 def conditioning(model, text: str, **extra):
     """CONDITIONING as CLIPTextEncode gives it."""
-    cond = TinyCLIP(text_width(model)).encode_from_tokens(text)
+    clip = TinyCLIP(text_width(model))
+    cond = clip.encode_from_tokens(clip.tokenize(text))
     pooled = torch.randn(1, 1280, generator=torch.Generator().manual_seed(len(text)))
     return [[cond, {"pooled_output": pooled, **extra}]]
 

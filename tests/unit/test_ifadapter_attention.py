@@ -67,14 +67,21 @@ def plain_weights(instances, h, w, power):
 
 @pytest.mark.parametrize("power", [0.0, 1.0, 2.0])
 def test_fusion_weights_match_the_formula_cell_by_cell(power):
-    found = fusion_weights(LAYOUT, 9, 13, background=False, settings=Settings(small_wins=power))
+    found = fusion_weights(LAYOUT, 9, 13, background=False, settings=Settings(small_wins=power, partial=0.0))
     torch.testing.assert_close(found[0].double(), plain_weights(LAYOUT, 9, 13, power), rtol=1e-5, atol=1e-6)
 
 
 def test_a_background_takes_exactly_what_no_box_covers():
-    found = fusion_weights(LAYOUT, 9, 13, background=True)[0]
+    found = fusion_weights(LAYOUT, 9, 13, background=True, settings=Settings(partial=0.0))[0]
     covered = (found[:-1] > 0).any(dim=0)
     assert torch.equal(found[-1], (~covered).float())
+
+
+def test_a_cell_counts_by_the_share_that_the_box_covers():
+    one = [Instance((0.25, 0.0, 0.625, 1.0), "a ball")]
+    assert fusion_weights(one, 1, 4, background=0.0)[0, 0, 0].tolist() == pytest.approx([0.0, 1.0, 0.5, 0.0])
+    narrow = [Instance((0.3, 0.0, 0.4, 1.0), "a ball")]  # less than a cell: it still has one
+    assert fusion_weights(narrow, 1, 4, background=0.0)[0, 0, 0].tolist() == pytest.approx([0.0, 1.0, 0.0, 0.0])
 
 
 def test_the_smaller_of_two_boxes_wins_on_their_overlap():
@@ -171,7 +178,7 @@ def test_separation_equals_a_bias_matrix(heads, d):
 
 
 def test_each_cell_has_the_owner_that_weighs_most():
-    owner = owners(fusion_weights(LAYOUT, 9, 13, background=True), len(LAYOUT))
+    owner = owners(fusion_weights(LAYOUT, 9, 13, background=True, settings=Settings(partial=0.0)), len(LAYOUT))
     expected = plain_weights(LAYOUT, 9, 13, 2.0)
     most = torch.where(expected.amax(dim=0) > 0, expected.argmax(dim=0), -1).flatten()
     assert torch.equal(owner[0], most)
