@@ -117,7 +117,7 @@ class HearSource:
         run: Any = scope.current(options)  # there is one, `active` has asked
         grid = grids.layer_grid(options, q.shape[1])
         chunks = grids.chunks(options, q.shape[0])
-        if grid is None or chunks is None or k.shape[1] != q.shape[1]:
+        if grid is None or chunks is None or k.shape[1] < q.shape[1]:
             run.once(f"{NODE}: another node rearranges the places of an attention layer; the source is not heard there.")
             return None
         change = None

@@ -44,4 +44,4 @@ def measure(clip_vision: Any, image: Tensor, mask: Tensor, exemplar: Tensor) -> 
 
 
 def _embedded(clip_vision: Any, pictures: Tensor) -> Tensor:
-    return clip_vision.encode_image(pictures, crop=False)["image_embeds"].float()
+    return clip_vision.encode_image(pictures, crop=False)["image_embeds"].detach().float()

@@ -44,15 +44,16 @@ def biased(q: Tensor, k: Tensor, v: Tensor, heads: int, hole: Tensor, beta: floa
     The bias has rank one, so it is carried by extra channels and no l x l matrix is ever made.
 
     Args:
+        k, v: [b, m, c], m >= l: the first l are the places of the queries. Others are somebody else's and neither hole nor known.
         hole: h, [b, l], 0..1.
     """
     d = q.shape[-1] // heads
     scale = ((d + EXTRA) / d) ** 0.5
     ask = torch.zeros(*q.shape[:2], heads, EXTRA, dtype=q.dtype, device=q.device)
-    offer = torch.zeros_like(ask)
+    offer = torch.zeros(*k.shape[:2], heads, EXTRA, dtype=k.dtype, device=k.device)
+    empty = torch.zeros_like(offer)
     ask[..., 0] = (beta * d**0.5 * hole)[..., None].to(q)
-    offer[..., 0] = (1 - hole)[..., None].to(q)
-    empty = torch.zeros_like(ask)
+    offer[:, : q.shape[1], :, 0] = (1 - hole)[..., None].to(k)
 
     def widened(x: Tensor, more: Tensor) -> Tensor:
         return rearrange(torch.cat([x.unflatten(-1, (heads, d)), more], dim=-1), "b l n d -> b l (n d)")

@@ -326,7 +326,7 @@ def test_what_cannot_work_says_what_to_do(encoder):
 @pytest.mark.parametrize("shape", ["ellipse", "stripe", "bezier", "scattered", "corner"])
 def test_photographs_come_back_untouched_around_holes_of_many_shapes(encoder, which, shape):
     """What is painted lands to the pixel: a mark drawn into the window at one place is found there in the picture."""
-    photo = torch.from_numpy(pytest.importorskip("sklearn.datasets").load_sample_images().images[which]).float()[None] / 255
+    photo = torch.tensor(pytest.importorskip("sklearn.datasets").load_sample_images().images[which]).float()[None] / 255
     h, w = photo.shape[1:3]
     y, x = torch.arange(h)[:, None], torch.arange(w)[None]
     masks = {

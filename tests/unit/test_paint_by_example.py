@@ -254,6 +254,8 @@ def test_the_bias_of_rank_one_is_the_bias_written_out():
     expected = (logits.softmax(-1) @ heads[2]).transpose(1, 2).flatten(2).float()
     assert_close(attention.biased(q, k, v, 2, hole, beta, attend), expected, rtol=1e-4, atol=1e-5)
     assert_close(attention.biased(q, k, v, 2, hole, 0.0, attend), attend(q, k, v), rtol=1e-4, atol=1e-5)
+    more = torch.cat([k, rand(2, 5, 16, seed=5)], dim=1), torch.cat([v, rand(2, 5, 16, seed=6)], dim=1)
+    assert attention.biased(q, *more, 2, hole, beta, attend).shape == q.shape, "another pack's tokens may follow"
 
 
 def test_regions_speak_where_they_are_and_the_later_covers_the_earlier():
