@@ -106,7 +106,8 @@ export class List {
       const value = strength.valueAsNumber;
       if (Number.isFinite(value)) owner.change(id, { strength: Math.min(Math.max(value, 0), MOST_STRENGTH) }, `strength ${id}`);
     });
-    strength.addEventListener("blur", () => this.update()); // what was out of range shows what it became
+    // What was out of range shows what it became. Later, because a field also loses the focus while an update moves or removes its row.
+    strength.addEventListener("blur", () => queueMicrotask(() => this.update()));
     for (const input of [phrase, strength]) {
       input.addEventListener("focus", () => owner.select(id));
       input.addEventListener("change", () => owner.settle());
