@@ -27,7 +27,7 @@ OBJECTS = 0.7  # of each batch: what is asked for word by word needs the most pr
 NOISE_BIAS = 1.6  # above 1, more steps are spent on high noise, where a prompt decides what is drawn
 HEAVIEST = 6.0  # a loss's weight at most, where next to nothing but noise is left
 SCHEDULE = Schedule(
-    steps=8000, learning_rate=6e-4, warmup=200, final_rate=0.03, weight_decay=0.01, ema=0.999, checkpoint_every=250, seed=12
+    steps=9500, learning_rate=6e-4, warmup=200, final_rate=0.03, weight_decay=0.01, ema=0.999, checkpoint_every=250, seed=12
 )
 
 Encode = Callable[[Tensor], Tensor]  # pictures [n, 3, h, w] in 0..1 -> unit latents [n, 4, h/8, w/8]
