@@ -7,6 +7,7 @@ from . import (
     ca2sis,
     ca2sis_attention,
     evaluation,
+    face_crop,
     ifadapter,
     instance_layout,
     paint_by_example,
@@ -29,6 +30,7 @@ def node_classes() -> list:
         paint_by_example,
         ca2sis,
         ca2sis_attention,
+        face_crop,
         playground,
         evaluation,
     )

@@ -71,21 +71,21 @@ def prepare(
     )
 
 
-def cut_around(image: Tensor, mask: Tensor, width: int, height: int, crop: str, context: float, grow: int, feather: int) -> Cut:
-    """The windows that `prepare` works on."""
+def cut_around(
+    image: Tensor, mask: Tensor, width: int, height: int, crop: str, context: float, grow: int, feather: int, node: str = PREPARE
+) -> Cut:
+    """The windows that `prepare` works on; `node` is who is at fault in a message."""
     if not torch.is_tensor(image) or image.ndim != 4 or 0 in image.shape:
-        raise ValueError(f"{PREPARE}: image is no picture. Connect an IMAGE.")
+        raise ValueError(f"{node}: image is no picture. Connect an IMAGE.")
     if not image.isfinite().all():
-        raise ValueError(
-            f"{PREPARE}: image has values that are no numbers (NaN or infinity). Look at the node that it comes from."
-        )
+        raise ValueError(f"{node}: image has values that are no numbers (NaN or infinity). Look at the node that it comes from.")
     for name, side in (("width", width), ("height", height)):
         if side % CELL or not CELL <= side <= LARGEST:
-            raise ValueError(f"{PREPARE}: {name} is {side}; it must be a multiple of {CELL} from {CELL} to {LARGEST}.")
+            raise ValueError(f"{node}: {name} is {side}; it must be a multiple of {CELL} from {CELL} to {LARGEST}.")
     if not (math.isfinite(context) and context >= 0):
-        raise ValueError(f"{PREPARE}: context is {context}; it must be a number from 0 on.")
-    mask = checked_mask(mask, PREPARE, "mask")
-    image, mask = _matched(image, mask)
+        raise ValueError(f"{node}: context is {context}; it must be a number from 0 on.")
+    mask = checked_mask(mask, node, "mask")
+    image, mask = _matched(image, mask, node)
     if mask.shape[-2:] != image.shape[1:3]:
         mask = F.interpolate(mask[:, None], size=image.shape[1:3], mode="bilinear", align_corners=False)[:, 0]
     hole = stitching.grown((mask > 0.5).float(), grow)
@@ -95,9 +95,7 @@ def cut_around(image: Tensor, mask: Tensor, width: int, height: int, crop: str, 
         found = stitching.bounds(one)
         if found is None:
             which = "mask" if len(hole) == 1 else f"mask {number + 1} of {len(hole)}"
-            raise ValueError(
-                f"{PREPARE}: the {which} is empty (nothing in it is above one half). Paint where the thing should be."
-            )
+            raise ValueError(f"{node}: the {which} is empty (nothing in it is above one half). Paint where the thing should be.")
         around = crop == "around the hole"
         boxes.append(
             stitching.window_around(found, picture, (width, height), context) if around else stitching.whole_window(picture)
@@ -106,11 +104,11 @@ def cut_around(image: Tensor, mask: Tensor, width: int, height: int, crop: str, 
     return Cut(source, hole, stitching.feathered(hole, feather), tuple(boxes), (width, height))
 
 
-def _matched(image: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+def _matched(image: Tensor, mask: Tensor, node: str) -> tuple[Tensor, Tensor]:
     count = max(len(image), len(mask))
     if len(image) not in (1, count) or len(mask) not in (1, count):
         raise ValueError(
-            f"{PREPARE}: image has {len(image)} pictures and mask has {len(mask)}. Give one of either, or as many of both."
+            f"{node}: image has {len(image)} pictures and mask has {len(mask)}. Give one of either, or as many of both."
         )
     return image.expand(count, *image.shape[1:]), mask.expand(count, *mask.shape[1:])
 

@@ -10,6 +10,7 @@ Three nested areas, all in pixels of the source:
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -33,6 +34,7 @@ class Cut:
         weight: [b, h, w], how much of a pixel is the result's.
         boxes: one window a picture.
         size: (width, height) of the windows as the model works on them.
+        angles: by how many radians each window is turned clockwise about its middle; none for all upright.
     """
 
     source: Tensor
@@ -40,18 +42,41 @@ class Cut:
     weight: Tensor
     boxes: tuple[Box, ...]
     size: tuple[int, int]
+    angles: tuple[float, ...] = ()
 
     def __deepcopy__(self, memo: dict) -> Cut:
         return self
 
+    def angle(self, number: int) -> float:
+        """Of the window of a picture."""
+        return self.angles[number] if self.angles else 0.0
+
     def windows(self) -> Tensor:
         """The windows of the source, [b, 3, height, width]."""
-        pictures = self.source[..., :3].movedim(-1, 1)
-        return torch.cat([window(p[None], box, self.size) for p, box in zip(pictures, self.boxes)]).clamp(0, 1)
+        return torch.cat(
+            [
+                window(picture[None], box, self.size, self.angle(number))
+                for number, (picture, box) in enumerate(zip(self.source[..., :3].movedim(-1, 1), self.boxes))
+            ]
+        ).clamp(0, 1)
 
     def holes(self) -> Tensor:
         """The windows of the hole, [b, 1, height, width], 0 or 1; beyond the picture nothing is painted."""
-        return torch.cat([hole_window(h[None, None], box, self.size) for h, box in zip(self.hole, self.boxes)])
+        return torch.cat(
+            [
+                hole_window(hole[None, None], box, self.size, self.angle(number))
+                for number, (hole, box) in enumerate(zip(self.hole, self.boxes))
+            ]
+        )
+
+    def label_windows(self, labels: Tensor, beyond: int) -> Tensor:
+        """The windows of labels [b, h, w] of the source's size, nearest neighbours, [b, height, width]; `beyond` outside of the picture."""
+        return torch.stack(
+            [
+                turned(label[None, None].float() - beyond, box, self.size, self.angle(number), "nearest", "zeros")[0, 0] + beyond
+                for number, (label, box) in enumerate(zip(labels, self.boxes))
+            ]
+        ).to(labels.dtype)
 
 
 def grown(mask: Tensor, radius: int) -> Tensor:
@@ -116,20 +141,85 @@ def whole_window(picture: tuple[int, int]) -> Box:
     return (0, 0, *picture)
 
 
-def window(pictures: Tensor, box: Box, size: tuple[int, int]) -> Tensor:
-    """A window of [b, c, h, w], resized to `size`; beyond the picture its edge pixels go on."""
-    part = _taken(pictures, box)
+def turned_window_around(hole: Tensor, angle: float, size: tuple[int, int], context: float) -> Box:
+    """As `window_around`, for a window that is turned by `angle` radians about its middle. It may reach beyond the picture.
+
+    Args:
+        hole: [h, w], not empty.
+    """
+    y, x = (place + 0.5 for place in torch.nonzero(hole > 0.5).T)
+    cos, sin = math.cos(angle), math.sin(angle)
+    u, v = x * cos + y * sin, y * cos - x * sin  # along the window's own axes
+    (u0, u1), (v0, v1) = ((float(c.min()) - 0.5, float(c.max()) + 0.5) for c in (u, v))
+    ratio = size[0] / size[1]
+    room = 2 * context * max(u1 - u0, v1 - v0)
+    width = max(u1 - u0 + room, (v1 - v0 + room) * ratio, size[0] / LARGEST_ZOOM)
+    w, h = round(width), round(width / ratio)
+    middle_u, middle_v = (u0 + u1) / 2, (v0 + v1) / 2
+    left, top = round(middle_u * cos - middle_v * sin - w / 2), round(middle_u * sin + middle_v * cos - h / 2)
+    return left, top, left + w, top + h
+
+
+def window(pictures: Tensor, box: Box, size: tuple[int, int], angle: float = 0.0) -> Tensor:
+    """A window of [b, c, h, w], turned by `angle` radians, resized to `size`; beyond the picture its edge pixels go on."""
+    if angle:
+        part = turned(pictures, box, (box[2] - box[0], box[3] - box[1]), angle, "bilinear", "border")
+    else:
+        part = _taken(pictures, box)
     if part.shape[-2:] == size[::-1]:
         return part
     return F.interpolate(part, size=size[::-1], mode="bicubic", antialias=True, align_corners=False)
 
 
-def hole_window(holes: Tensor, box: Box, size: tuple[int, int]) -> Tensor:
+def turned(pictures: Tensor, box: Box, size: tuple[int, int], angle: float, mode: str, beyond: str) -> Tensor:
+    """Points of [b, c, h, w] on a grid of `size` over a box that is turned by `angle` radians about its middle.
+
+    Args:
+        mode, beyond: `grid_sample`'s mode and padding mode.
+    """
+    (x0, y0, x1, y1), (w, h) = box, size
+    u = ((torch.arange(w) + 0.5) / w - 0.5) * (x1 - x0)
+    v = (((torch.arange(h) + 0.5) / h - 0.5) * (y1 - y0))[:, None]
+    cos, sin = math.cos(angle), math.sin(angle)
+    x = (x0 + x1) / 2 + u * cos - v * sin
+    y = (y0 + y1) / 2 + u * sin + v * cos
+    return _sampled(pictures, x, y, mode, beyond)
+
+
+def turned_back(part: Tensor, box: Box, angle: float, picture: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """A turned window [c, h, w] in the place that it was taken from.
+
+    Args:
+        picture: (width, height).
+
+    Returns:
+        [c, height, width] and, [height, width] of bool, where the window is.
+    """
+    (x0, y0, x1, y1), (w, h) = box, picture
+    dx = torch.arange(w) + 0.5 - (x0 + x1) / 2
+    dy = (torch.arange(h) + 0.5 - (y0 + y1) / 2)[:, None]
+    cos, sin = math.cos(angle), math.sin(angle)
+    u, v = (dx * cos + dy * sin) / (x1 - x0) + 0.5, (dy * cos - dx * sin) / (y1 - y0) + 0.5
+    inside = (u >= 0) & (u <= 1) & (v >= 0) & (v <= 1)
+    return _sampled(part[None], u * part.shape[2], v * part.shape[1], "bilinear", "border")[0], inside
+
+
+def _sampled(pictures: Tensor, x: Tensor, y: Tensor, mode: str, beyond: str) -> Tensor:
+    """[b, c, h, w] at points in pixels, x and y of shape [rows, columns]."""
+    h, w = pictures.shape[-2:]
+    grid = torch.stack([x / w * 2 - 1, y / h * 2 - 1], dim=-1).to(pictures)[None].expand(len(pictures), -1, -1, -1)
+    return F.grid_sample(pictures, grid, mode=mode, padding_mode=beyond, align_corners=False)
+
+
+def hole_window(holes: Tensor, box: Box, size: tuple[int, int], angle: float = 0.0) -> Tensor:
     """The same of a mask of zeros and ones, with zeros beyond the picture; every pixel that a hole touches is hole."""
     h, w = holes.shape[-2:]
     x0, y0, x1, y1 = box
-    inside = holes[..., max(y0, 0) : min(y1, h), max(x0, 0) : min(x1, w)]
-    part = F.pad(inside, (max(-x0, 0), max(x1 - w, 0), max(-y0, 0), max(y1 - h, 0)))
+    if angle:
+        part = (turned(holes, box, (x1 - x0, y1 - y0), angle, "bilinear", "zeros") > 0).to(holes.dtype)
+    else:
+        inside = holes[..., max(y0, 0) : min(y1, h), max(x0, 0) : min(x1, w)]
+        part = F.pad(inside, (max(-x0, 0), max(x1 - w, 0), max(-y0, 0), max(y1 - h, 0)))
     if part.shape[-2:] == size[::-1]:
         return part
     # Enlarged by nearest neighbours; reduced so that nothing of the hole is lost.
@@ -200,8 +290,13 @@ def pasted(results: Tensor, cut: Cut, colour_match: float) -> Tensor:
         x0, y0, x1, y1 = box
         part = window(result.movedim(-1, 0)[None].to(source), (0, 0, result.shape[1], result.shape[0]), (x1 - x0, y1 - y0))[0]
         h, w = source.shape[:2]
-        left, top = max(x0, 0), max(y0, 0)
-        part = part[:, top - y0 : min(y1, h) - y0, left - x0 : min(x1, w) - x0].movedim(0, -1).clamp(0, 1)
+        if cut.angle(which):
+            part, inside = turned_back(part, box, cut.angle(which), (w, h))
+            weight, left, top, x1, y1 = weight * inside, 0, 0, w, h
+        else:
+            left, top = max(x0, 0), max(y0, 0)
+            part = part[:, top - y0 : min(y1, h) - y0, left - x0 : min(x1, w) - x0]
+        part = part.movedim(0, -1).clamp(0, 1)
         here = (slice(top, min(y1, h)), slice(left, min(x1, w)))
         if colour_match > 0:
             part = colours_matched(part, source[here][..., :3], cut.hole[which][here], colour_match)
