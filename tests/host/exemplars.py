@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -70,6 +71,13 @@ def pipeline(seed: int = 0, widths: tuple[int, ...] = (320, 320), depth: int = 1
     )
     pixels = CLIPImageProcessor(size={"shortest_edge": SIDE}, crop_size={"height": SIDE, "width": SIDE})
     found = PaintByExamplePipeline(vae.eval(), encoder, unet.eval(), scheduler, None, pixels, requires_safety_checker=False)
+    found.set_progress_bar_config(disable=True)
+    return found
+
+
+def loaded(folder: Path) -> PaintByExamplePipeline:
+    """A saved pipeline as its users load it."""
+    found = PaintByExamplePipeline.from_pretrained(folder, safety_checker=None, requires_safety_checker=False)
     found.set_progress_bar_config(disable=True)
     return found
 
