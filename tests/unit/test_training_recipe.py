@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -66,7 +67,8 @@ def test_a_mistake_is_named(tmp_path, content, says, caplog):
     assert "c.json" in caplog.text
 
 
-def test_a_right_one_is_trained_by(tmp_path):
-    trained = []
+def test_a_right_one_is_trained_by_and_progress_is_shown(tmp_path, monkeypatch):
+    log, trained = logging.getLogger("exemplary"), []
+    monkeypatch.setattr(log, "level", logging.WARNING)
     assert command("test", Recipe, trained.append, ["--config", str(written(tmp_path, {"data": "here"}))]) == 0
-    assert trained == [Recipe("here")]
+    assert trained == [Recipe("here")] and log.isEnabledFor(logging.INFO)
