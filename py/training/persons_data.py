@@ -249,7 +249,8 @@ def example(entry: Entry, side: int) -> Example:
     """
     picture = opened(entry.name, entry.read)
     most = 2 * side / min(picture.size)  # larger than that, portraits have no more to show
-    whole = picture if most >= 1 else picture.resize(tuple(max(1, round(most * n)) for n in picture.size), Image.Resampling.BOX)
+    size = (max(1, round(most * picture.width)), max(1, round(most * picture.height)))
+    whole = picture if most >= 1 else picture.resize(size, Image.Resampling.BOX)
     masks, portraits = [], []
     for number, person in enumerate(entry.persons, 1):
         try:
