@@ -81,7 +81,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     evaluate = command("evaluate", _playground_evaluate, "measure what the playground's models and the techniques do", playground)
     evaluate.add_argument("--quick", action="store_true", help="fewer samples")
-    own = command("train", _train, "train a technique's adapter on your own data")
+    own = command("train", _train, "train a technique on your own data, on the graphics card if there is one")
     own.add_argument("technique", metavar="TECHNIQUE")
     own.add_argument(
         "--config", metavar="FILE", required=True, help="a JSON file; its fields are those of the trainer's `Recipe`"

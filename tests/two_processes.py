@@ -11,7 +11,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 import conftest  # noqa: F401  puts the pack on the path
 import torch
 from pack.py.ifadapter.model import Config, IFAdapter, Layer
-from pack.py.ifadapter.training import Batch, Prepared, diffusion_loss, drops
+from pack.py.ifadapter.training import Batch, Prepared, drops
+from pack.py.training.diffusion import diffusion_loss
 from pack.py.training.loop import Schedule, fit
 
 CONFIG = Config(

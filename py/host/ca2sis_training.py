@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import argparse
-import json
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +17,7 @@ from ..ca2sis import checkpoint, codes, training
 from ..ca2sis.model import Config, Generator
 from ..training import map_data
 from ..training.loop import Schedule, fit, generator_for
+from ..training.recipe import FromFile, command
 
 log = logging.getLogger("exemplary")
 
@@ -26,7 +25,7 @@ NODE = "CA2-SIS training"
 
 
 @dataclass(frozen=True)
-class Recipe:
+class Recipe(FromFile):
     """What a user writes into the configuration file.
 
     Args:
@@ -61,25 +60,6 @@ class Recipe:
     checkpoint_every: int = 500
     sample_every: int = 1000
 
-    @classmethod
-    def from_file(cls, path: Path) -> Recipe:
-        """Raises ValueError naming the file and what is missing, unknown or not a number that can be."""
-        try:
-            data = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise ValueError(f"{path.name} cannot be read as JSON: {error}.") from None
-        known = [each.name for each in fields(cls)]
-        if not isinstance(data, dict) or {"output", "classes"} - set(data) or set(data) - set(known):
-            unknown = sorted(set(data) - set(known)) if isinstance(data, dict) else []
-            wrong = f"unknown: {', '.join(unknown)}. " if unknown else ""
-            raise ValueError(
-                f"{path.name}: {wrong}Write an object with output, classes and images and maps, or shards. Fields: {', '.join(known)}."
-            )
-        for name in ("batch", "steps", "checkpoint_every", "sample_every"):
-            if not isinstance(data.get(name, 1), int) or data.get(name, 1) < 1:
-                raise ValueError(f"{path.name}: {name} is {data[name]!r}; it must be a whole number from 1 on.")
-        return cls(**data)
-
     def pairs(self) -> list[map_data.Pair]:
         """Raises ValueError if there is nothing to train on."""
         if self.shards:
@@ -100,8 +80,7 @@ class Recipe:
 
     @property
     def schedule(self) -> Schedule:
-        names = {each.name for each in fields(Schedule)} & {each.name for each in fields(type(self))}
-        return Schedule(**{name: getattr(self, name) for name in names}, weight_decay=0.0, betas=(0.0, 0.9))
+        return replace(super().schedule, weight_decay=0.0, betas=(0.0, 0.9))
 
 
 def train(recipe: Recipe) -> Generator:
@@ -192,12 +171,4 @@ def _save(recipe: Recipe, config: Config, generator: Generator) -> None:
 
 def main(arguments: list[str]) -> int:
     """`dev.py train ca2sis --config FILE`. Returns the exit code."""
-    parser = argparse.ArgumentParser(prog="train ca2sis")
-    parser.add_argument("--config", required=True, type=Path)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    try:
-        train(Recipe.from_file(parser.parse_args(arguments).config))
-    except ValueError as error:
-        log.error("%s", error)
-        return 1
-    return 0
+    return command("ca2sis", Recipe, train, arguments)

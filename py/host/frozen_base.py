@@ -62,7 +62,8 @@ class FrozenBase:
         """Text features [b, 77, c] and the pooled ones [b, c]: the first chunk of each caption, as the host encodes it."""
         features, pooled = [], []
         for caption in captions:
-            tokens = {name: chunks[:1] for name, chunks in self.clip.tokenize(caption).items()}
+            found = self.clip.tokenize(caption, disable_weights=True)  # the brackets of a caption are no prompt's
+            tokens = {name: chunks[:1] for name, chunks in found.items()}
             text, whole = self.clip.encode_from_tokens(tokens, return_pooled=True)
             features.append(text)
             pooled.append(whole)

@@ -6,11 +6,9 @@ the playground's models. The file is JSON with the fields of `Recipe`.
 
 from __future__ import annotations
 
-import argparse
-import json
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +19,12 @@ from torch import Tensor
 from ..ifadapter import checkpoint
 from ..ifadapter.instances import Instance, Instances
 from ..ifadapter.model import SDXL, Config, IFAdapter, Layer
-from ..ifadapter.training import Batch, Prepared, diffusion_loss, drops
+from ..ifadapter.training import Batch, Prepared, drops
 from ..training import layout_data
+from ..training.diffusion import diffusion_loss
 from ..training.layout_data import Entry, Example
-from ..training.loop import Schedule, fit
+from ..training.loop import fit
+from ..training.recipe import FromFile, command
 from . import grids, hooks, ifadapter, ifadapter_text, ifadapter_trained, networks, playground, sampling, slots
 from .frozen_base import FrozenBase
 
@@ -60,7 +60,7 @@ def predicted(unet: Any, config: Config, x: Tensor, t: Tensor, context: Tensor, 
 
 
 @dataclass(frozen=True)
-class Recipe:
+class Recipe(FromFile):
     """What a user writes into the configuration file.
 
     Args:
@@ -98,34 +98,6 @@ class Recipe:
     adapter: dict = field(default_factory=dict)
     start_from: str | None = None
     samples: list = field(default_factory=list)
-
-    @classmethod
-    def from_file(cls, path: Path) -> Recipe:
-        """Raises ValueError naming the file and what is missing, unknown or not a number that can be."""
-        try:
-            data = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise ValueError(f"{path.name} cannot be read as JSON: {error}.") from None
-        known = {each.name: each for each in fields(cls)}
-        missing = [name for name in ("base", "data", "output") if not isinstance(data, dict) or name not in data]
-        unknown = sorted(set(data) - set(known)) if isinstance(data, dict) else []
-        if missing or unknown:
-            raise ValueError(
-                f"{path.name}: {'missing: ' + ', '.join(missing) + '. ' if missing else ''}"
-                f"{'unknown: ' + ', '.join(unknown) + '. ' if unknown else ''}The fields are {', '.join(known)}."
-            )
-        for name in ("resolution", "batch", "accumulation", "steps", "checkpoint_every", "sample_every"):
-            value = data.get(name, 1)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ValueError(f"{path.name}: {name} is {value!r}; it must be a whole number from 1 on.")
-        if data.get("resolution", 64) % 64:
-            raise ValueError(f"{path.name}: resolution is {data['resolution']}; it must be a multiple of 64.")
-        return cls(**data)
-
-    @property
-    def schedule(self) -> Schedule:
-        names = {each.name for each in fields(Schedule)} & {each.name for each in fields(type(self))}
-        return Schedule(**{name: getattr(self, name) for name in names})
 
 
 def config_for(base: FrozenBase, changes: dict) -> Config:
@@ -284,12 +256,4 @@ def train(recipe: Recipe) -> list[float]:
 
 def main(arguments: list[str]) -> int:
     """`dev.py train ifadapter --config FILE`. Returns the exit code."""
-    parser = argparse.ArgumentParser(prog="train ifadapter")
-    parser.add_argument("--config", required=True, type=Path)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    try:
-        train(Recipe.from_file(parser.parse_args(arguments).config))
-    except ValueError as error:
-        log.error("%s", error)
-        return 1
-    return 0
+    return command("ifadapter", Recipe, train, arguments)

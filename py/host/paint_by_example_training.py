@@ -5,11 +5,9 @@ The file of that command is JSON with the fields of `Recipe`; the data are pictu
 
 from __future__ import annotations
 
-import argparse
-import json
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +15,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..ifadapter.training import diffusion_loss
 from ..paint_by_example import checkpoint, shapes, stitching
 from ..paint_by_example.exemplar import normalised
 from ..paint_by_example.model import Config, ExemplarMapper
-from ..paint_by_example.training import Augmentation, context_of, exemplar_box, unet_input, usable
+from ..paint_by_example.training import context_of, exemplar_box, unet_input, usable
 from ..playground.recipes import image_encoder
 from ..playground.recipes import paint_by_example as recipe
 from ..training import layout_data
+from ..training.augmentation import Augmentation
+from ..training.diffusion import diffusion_loss
 from ..training.layout_data import Entry
-from ..training.loop import Schedule, fit
+from ..training.loop import fit
+from ..training.recipe import FromFile, command
 from . import folders, paint_by_example, playground
 
 log = logging.getLogger("exemplary")
@@ -74,7 +74,7 @@ def ship(nets: recipe.Networks, path: Path = FILE) -> Path:
 
 
 @dataclass(frozen=True)
-class Recipe:
+class Recipe(FromFile):
     """What a user writes into the configuration file. The defaults are the published training's.
 
     Args:
@@ -104,35 +104,6 @@ class Recipe:
     mixed_precision: str = "bf16"
     seed: int = 0
     checkpoint_every: int = 1000
-
-    @classmethod
-    def from_file(cls, path: Path) -> Recipe:
-        """Raises ValueError naming the file and what is missing, unknown or not a number that can be."""
-        try:
-            data = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise ValueError(f"{path.name} cannot be read as JSON: {error}.") from None
-        if not isinstance(data, dict):
-            raise ValueError(f"{path.name} holds no object with the fields of a recipe.")
-        known = [each.name for each in fields(cls)]
-        for what, names in (
-            ("missing", [name for name in ("base", "data", "output") if name not in data]),
-            ("unknown", sorted(set(data) - set(known))),
-        ):
-            if names:
-                raise ValueError(f"{path.name}: {what}: {', '.join(names)}. The fields are {', '.join(known)}.")
-        for name in ("resolution", "batch", "accumulation", "steps", "checkpoint_every"):
-            value = data.get(name, 1)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ValueError(f"{path.name}: {name} is {value!r}; it must be a whole number from 1 on.")
-        if data.get("resolution", 64) % 64:
-            raise ValueError(f"{path.name}: resolution is {data['resolution']}; it must be a multiple of 64.")
-        return cls(**data)
-
-    @property
-    def schedule(self) -> Schedule:
-        names = {each.name for each in fields(Schedule)} & {each.name for each in fields(type(self))}
-        return Schedule(**{name: getattr(self, name) for name in names})
 
 
 def triple(entry: Entry, side: int, size: int, rng: torch.Generator) -> tuple[Tensor, Tensor, Tensor] | None:
@@ -225,12 +196,4 @@ def train(chosen: Recipe) -> list[float]:
 
 def main(arguments: list[str]) -> int:
     """`dev.py train paint_by_example --config FILE`. Returns the exit code."""
-    parser = argparse.ArgumentParser(prog="train paint_by_example")
-    parser.add_argument("--config", required=True, type=Path)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    try:
-        train(Recipe.from_file(parser.parse_args(arguments).config))
-    except ValueError as error:
-        log.error("%s", error)
-        return 1
-    return 0
+    return command("paint_by_example", Recipe, train, arguments)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..playground.recipes import image_encoder, subject
 from ..snf.model import Postfuse
+from ..snf.training import Attended, Predict
 from . import hooks, playground
 
 
@@ -35,10 +36,10 @@ def text_attention(unet: Any) -> Iterator[list[tuple[Tensor, Tensor, int]]]:
             handle.remove()
 
 
-def predict_with(unet: Any) -> subject.Predict:
+def predict_with(unet: Any) -> Predict:
     """The UNet as a training step asks it. Layers of full size are left out: they decide details, not who stands where."""
 
-    def predict(x: Tensor, t: Tensor, context: Tensor) -> tuple[Tensor, subject.Attended]:
+    def predict(x: Tensor, t: Tensor, context: Tensor) -> tuple[Tensor, Attended]:
         with text_attention(unet) as pairs:
             eps = unet(x, t, context=context)
         h, w = x.shape[-2:]
@@ -59,30 +60,36 @@ def _with_weights(model: nn.Module, name: str) -> nn.Module:
     return model
 
 
-def _train_only(model: nn.Module, wanted: Callable[[str], bool]) -> nn.Module:
+def train_only(model: nn.Module, wanted: Callable[[str], bool]) -> nn.Module:
+    """The same model, of which those parameters learn."""
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(wanted(name))
     return model
+
+
+def new_postfuse(width: int) -> Postfuse:
+    """A network to begin with: it passes the text on, only normalised."""
+    postfuse = Postfuse(width)
+    for mlp in (postfuse.mlp1, postfuse.mlp2):
+        nn.init.zeros_(mlp.fc2.weight)
+        nn.init.zeros_(mlp.fc2.bias)
+    return postfuse
 
 
 def playground_networks(encode: Callable[[Tensor], Tensor]) -> subject.Networks:
     """The playground's models ready to become a subject model; `encode` is its VAE."""
     config = image_encoder.CONFIG
     layers, left = config["num_hidden_layers"], subject.TRAINED_LAYERS
-    unet = _train_only(_with_weights(playground.new_unet(), "unet"), subject.trained)
-    tower = _train_only(
+    unet = train_only(_with_weights(playground.new_unet(), "unet"), subject.trained)
+    tower = train_only(
         _with_weights(playground.new_image_encoder(config), "image_encoder"),
         lambda name: subject.trained_in_tower(name, layers),
     )
     text = _with_weights(playground.new_text_model(), "text_encoder").eval().requires_grad_(False)
-    postfuse = Postfuse(playground.CONTEXT_DIM)
-    for mlp in (postfuse.mlp1, postfuse.mlp2):  # an untrained network passes the text on, only normalised
-        nn.init.zeros_(mlp.fc2.weight)
-        nn.init.zeros_(mlp.fc2.bias)
     return subject.Networks(
         unet=unet,
         tower=tower,
-        postfuse=postfuse,
+        postfuse=new_postfuse(playground.CONTEXT_DIM),
         encode=encode,
         text=lambda tokens: playground.text_features(text, tokens),
         begin=lambda pixels: playground.image_states(tower, pixels, left),

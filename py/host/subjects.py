@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ..snf import checkpoint
 from ..snf.model import Postfuse
+from ..training.persons_data import MARKER
 from . import folders, networks, notices, playground
 
 LOAD_NODE, ENCODE_NODE = "Load Subject Model", "Subject Encode"
@@ -24,7 +25,6 @@ FOLDER = "face_diffuser"
 LINK = (
     "https://huggingface.co/CodeGoat24/Face-diffuser (SDM/pytorch_model.bin) or https://huggingface.co/mit-han-lab/fastcomposer"
 )
-MARKER = "<|image|>"
 FILLS = ("noise", "gray", "black")
 
 
@@ -92,15 +92,8 @@ def encode(
     """
     if clip is None:
         raise ValueError(f"{ENCODE_NODE}: the CLIP input is empty. Connect the CLIP of the scene's checkpoint.")
-    text, before = split_prompt(prompt)
-    groups = grouped(images, len(before))
-    places = [_place(clip, words, number) for number, words in enumerate(before, 1)]
-    for number, (first, second) in enumerate(pairwise(places), 1):
-        if first == second:
-            raise ValueError(
-                f"{ENCODE_NODE}: markers {number} and {number + 1} follow each other without a word between them. Give "
-                f"each person a word: 'a man {MARKER} and a woman {MARKER}'."
-            )
+    text, places = marked(clip, prompt)
+    groups = grouped(images, len(places))
     if getattr(clip, "layer_idx", None) not in (None, -1):
         notices.tell(
             f"{ENCODE_NODE}: subject models were trained on the last layer of CLIP; this CLIP stops earlier (CLIP skip)."
@@ -119,21 +112,36 @@ def encode(
     return subject, plain
 
 
-def split_prompt(prompt: str) -> tuple[str, list[str]]:
+def marked(clip: Any, prompt: str, who: str = ENCODE_NODE) -> tuple[str, list[int]]:
+    """The prompt without markers, and the token of each person in it.
+
+    Raises:
+        ValueError: each mistake with markers, with its remedy; `who` begins the message.
+    """
+    text, before = split_prompt(prompt, who)
+    places = [_place(clip, words, number, who) for number, words in enumerate(before, 1)]
+    for number, (first, second) in enumerate(pairwise(places), 1):
+        if first == second:
+            raise ValueError(
+                f"{who}: markers {number} and {number + 1} follow each other without a word between them. Give "
+                f"each person a word: 'a man {MARKER} and a woman {MARKER}'."
+            )
+    return text, places
+
+
+def split_prompt(prompt: str, who: str = ENCODE_NODE) -> tuple[str, list[str]]:
     """The prompt without markers, and for each marker all the text before it."""
     parts = prompt.split(MARKER)
     if len(parts) == 1:
         raise ValueError(
-            f"{ENCODE_NODE}: the prompt has no marker. Write {MARKER} behind the word that names the person: 'a man "
-            f"{MARKER} in a park'."
+            f"{who}: the prompt has no marker. Write {MARKER} behind the word that names the person: 'a man {MARKER} in a park'."
         )
     before = []
     for number in range(1, len(parts)):
         words = " ".join(" ".join(parts[:number]).split())
         if not words:
             raise ValueError(
-                f"{ENCODE_NODE}: the prompt begins with a marker. It belongs behind the word of the person: 'a man "
-                f"{MARKER} in a park'."
+                f"{who}: the prompt begins with a marker. It belongs behind the word of the person: 'a man {MARKER} in a park'."
             )
         before.append(words)
     return " ".join(" ".join(parts).split()), before
@@ -161,7 +169,7 @@ def grouped(images: Sequence[Tensor], markers: int) -> list[list[Tensor]]:
     )
 
 
-def _place(clip: Any, words: str, number: int) -> int:
+def _place(clip: Any, words: str, number: int, who: str) -> int:
     """The position of the last token of these words in the encoded prompt; the start token is 0."""
     tokens = clip.tokenize(words, disable_weights=True)
     key = next(iter(tokens))
@@ -171,13 +179,11 @@ def _place(clip: Any, words: str, number: int) -> int:
     length = next((place for place, token in enumerate(ids) if isinstance(token, int) and token == end), len(ids))
     if len(chunks) > 1:
         raise ValueError(
-            f"{ENCODE_NODE}: marker {number} stands behind more than {len(ids) - 2} tokens, where the subject model does not look. "
+            f"{who}: marker {number} stands behind more than {len(ids) - 2} tokens, where the subject model does not look. "
             "Shorten the text before it, or move the persons to the front."
         )
     if length < 2:
-        raise ValueError(
-            f"{ENCODE_NODE}: there is no readable word before marker {number}. Write it behind the word of the person."
-        )
+        raise ValueError(f"{who}: there is no readable word before marker {number}. Write it behind the word of the person.")
     return length - 1
 
 
@@ -201,15 +207,15 @@ def _colours(picture: Tensor) -> Tensor:
     return picture[..., :3].expand(-1, -1, 3).float()
 
 
-def outline(picture: Tensor, mask: Tensor, fill: str, number: int = 1) -> Tensor:
-    """The part of a picture [h, w, 3] around the mask [H, W], everything outside of the mask filled."""
+def outline(picture: Tensor, mask: Tensor, fill: str, number: int = 1, rng: torch.Generator | None = None) -> Tensor:
+    """The part of a picture [h, w, 3] around the mask [H, W], everything outside of the mask filled; `rng` draws the noise."""
     h, w = picture.shape[:2]
     mask = F.interpolate(mask[None, None].float().to(picture.device), size=(h, w), mode="bilinear")[0, 0].clamp(0, 1)
     rows, columns = ((mask > 0.5).any(dim=side).nonzero().flatten() for side in (1, 0))
     if not len(rows):
         raise ValueError(f"{ENCODE_NODE}: the mask of picture {number} is empty. Paint the person, or disconnect the masks.")
     if fill == "noise":
-        around = torch.rand(picture.shape, generator=torch.Generator().manual_seed(0)).to(picture) * (254 / 255)
+        around = torch.rand(picture.shape, generator=rng or torch.Generator().manual_seed(0)).to(picture) * (254 / 255)
     else:
         around = torch.full_like(picture, 0.5 if fill == "gray" else 0.0)
     y0, y1, x0, x1 = int(rows[0]), int(rows[-1]) + 1, int(columns[0]), int(columns[-1]) + 1

@@ -11,7 +11,6 @@ Axes: b rows, i instances (padded, see `Batch.present`), t text layers, l positi
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -92,18 +91,3 @@ def few_keys(heads: int) -> Attend:
         return rearrange(weights.to(v) @ v, "b n l d -> b l (n d)")
 
     return attention
-
-
-def diffusion_loss(predict: Callable[[Tensor, Tensor], Tensor], latent: Tensor, alphas: Tensor, rng: torch.Generator) -> Tensor:
-    """L of one batch: uniform timesteps, all of them of equal weight.
-
-    Args:
-        predict: (noisy latents, timesteps [b]) -> predicted noise.
-        latent: [b, c, h, w] in the base's own scale.
-        alphas: cumulative products of 1 - beta, [steps].
-    """
-    # Drawn on the CPU: the same numbers on every device.
-    t = torch.randint(len(alphas), (len(latent),), generator=rng).to(latent.device)
-    noise = torch.randn(latent.shape, generator=rng).to(latent)
-    a = alphas.to(latent)[t].view(-1, 1, 1, 1)
-    return (predict(a.sqrt() * latent + (1 - a).sqrt() * noise, t).float() - noise).square().mean()

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..training.persons_data import MARKER
 from .figures import Identity, random_identity
 from .portraits import draw_people, draw_portrait, where
 from .scene import Scene
@@ -13,7 +14,6 @@ from .scenes import SIDE
 from .vocabulary import encode
 from .world import BACKDROPS, PLACES
 
-MARKER = "<|image|>"
 #: One round of training pictures. The subject model is to know persons; places it sees only where they do not count.
 MIX = ("portrait", "single", "portrait", "pair", "place single", "place pair")
 

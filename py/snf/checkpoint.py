@@ -90,6 +90,12 @@ def parts(weights: Mapping[str, Tensor], name: str = "The file") -> SubjectParts
     return SubjectParts(unet, image_encoder, postfuse, width, groups["text_encoder."], groups["vae."])
 
 
+def parts_file(found: SubjectParts) -> dict[str, Tensor]:
+    """A subject model as a file has it; `parts` is the way back."""
+    groups = (found.unet, found.image_encoder, found.postfuse, found.text_encoder, found.vae)
+    return {prefix + key: value for prefix, group in zip(PREFIXES, groups) for key, value in group.items()}
+
+
 def changes_file(
     unet: Mapping[str, Tensor], image_encoder: Mapping[str, Tensor], postfuse: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:

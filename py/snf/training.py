@@ -11,7 +11,7 @@ Shapes: b pictures, r references of one picture, h w latent cells, l cells of a 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -22,6 +22,11 @@ from torch import Tensor
 from .model import Postfuse
 
 LOCALISATION = 1e-3
+
+#: What each text attention below full size multiplied: (q, k, heads, grid).
+Attended = list[tuple[Tensor, Tensor, int, tuple[int, int]]]
+#: Noisy latents [b, c, h, w], timesteps [b], context [b, m, c] -> epsilon, and what the attentions multiplied.
+Predict = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Attended]]
 
 
 @dataclass(frozen=True)
@@ -107,3 +112,30 @@ def localisation_loss(attention: Sequence[tuple[Tensor, tuple[int, int]]], masks
         mean_in = (there * inside).sum(dim=-1) / inside.sum(dim=-1).clamp(min=1e-6)
         losses.append((mean_out - mean_in).mean())
     return torch.stack(losses).mean()
+
+
+def subject_loss(
+    predict: Predict,
+    denoising: Callable[[Callable[[Tensor, Tensor], Tensor]], Tensor],
+    context: Tensor,
+    positions: Tensor,
+    masks: Tensor,
+    used: Tensor,
+    localisation: float = LOCALISATION,
+) -> Tensor:
+    """The loss of one batch, scalar.
+
+    Args:
+        predict: the UNet.
+        denoising: given (noisy latents, timesteps) -> epsilon it returns the error of epsilon, inside of `region_of_loss`.
+        context: from `fused_batch`. positions, masks, used: as there and in `localisation_loss`.
+    """
+    attended: Attended = []
+
+    def epsilon(x: Tensor, t: Tensor) -> Tensor:
+        eps, attended[:] = predict(x, t, context)
+        return eps
+
+    value = denoising(epsilon)
+    maps = [(token_attention(q, k, heads, positions), grid) for q, k, heads, grid in attended]
+    return value + localisation * localisation_loss(maps, masks, used)

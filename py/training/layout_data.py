@@ -61,7 +61,7 @@ def entries(data: str | Sequence[str], images: str | None = None) -> list[Entry]
     Raises:
         ValueError: naming the file and what it lacks.
     """
-    paths = [path for pattern in ([data] if isinstance(data, str) else data) for path in _matching(pattern)]
+    paths = [path for pattern in ([data] if isinstance(data, str) else data) for path in matching(pattern)]
     found: list[Entry] = []
     for path in paths:
         try:
@@ -75,7 +75,8 @@ def entries(data: str | Sequence[str], images: str | None = None) -> list[Entry]
     return found
 
 
-def _matching(pattern: str) -> list[Path]:
+def matching(pattern: str) -> list[Path]:
+    """The files that a path names, `*` standing for any part of a file's name. Raises ValueError if there is none."""
     path = Path(pattern)
     found = sorted(path.parent.glob(path.name))
     if not found:
@@ -143,20 +144,33 @@ def _text(caption: str | list[str]) -> str:
     return caption if isinstance(caption, str) else ", ".join(caption)
 
 
+def opened(name: str, read: Callable[[], bytes]) -> Image.Image:
+    """A picture in colours, upright. Raises ValueError naming it if it cannot be read."""
+    try:
+        return ImageOps.exif_transpose(Image.open(io.BytesIO(read()))).convert("RGB")
+    except (OSError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{name} cannot be read: {error}.") from None
+
+
+def middle(picture: Image.Image, side: int, how: Image.Resampling = Image.Resampling.LANCZOS) -> Image.Image:
+    """A picture's short side resized to `side`, and the square in the middle of it."""
+    width, height = picture.size
+    scale = side / min(width, height)
+    left, top = round((width * scale - side) / 2), round((height * scale - side) / 2)
+    resized = picture.resize((max(side, round(width * scale)), max(side, round(height * scale))), how)
+    return resized.crop((left, top, left + side, top + side))
+
+
 def example(entry: Entry, side: int, most: int) -> Example:
     """Read a picture: its short side to `side` pixels, the middle cut out; the `most` largest boxes that are left of it.
 
     Raises ValueError naming the picture if it cannot be read.
     """
-    try:
-        picture = ImageOps.exif_transpose(Image.open(io.BytesIO(entry.read()))).convert("RGB")
-    except OSError as error:
-        raise ValueError(f"{entry.name} cannot be read: {error}.") from None
+    picture = opened(entry.name, entry.read)
     width, height = picture.size
     scale = side / min(width, height)
     left, top = (width * scale - side) / 2, (height * scale - side) / 2
-    resized = picture.resize((max(side, round(width * scale)), max(side, round(height * scale))), Image.Resampling.LANCZOS)
-    cut = resized.crop((round(left), round(top), round(left) + side, round(top) + side))
+    cut = middle(picture, side)
     kept = []
     for (x, y, w, h), phrase in zip(entry.boxes, entry.phrases):
         edges = (x * scale - left, y * scale - top, (x + w) * scale - left, (y + h) * scale - top)

@@ -75,7 +75,8 @@ def _of_folder(place: Path) -> list[Pair]:
     return found
 
 
-def _of_shard(shard: Path) -> list[Pair]:
+def files_of_shard(shard: Path) -> dict[str, dict[str, Source]]:
+    """What a WebDataset .tar file holds: key (with its folder) -> ending (".jpg", ".map.png") -> where it is."""
     parts: dict[str, dict[str, Source]] = {}
     with tarfile.open(shard) as tar:
         for member in tar:
@@ -83,8 +84,12 @@ def _of_shard(shard: Path) -> list[Pair]:
             key, _, ending = file.partition(".")
             if member.isfile() and key:
                 parts.setdefault(f"{folder}/{key}", {})[f".{ending.lower()}"] = Source(shard, member.offset_data, member.size)
+    return parts
+
+
+def _of_shard(shard: Path) -> list[Pair]:
     found = []
-    for key, files in sorted(parts.items()):
+    for key, files in sorted(files_of_shard(shard).items()):
         picture = next((files[ending] for ending in PICTURES if ending in files), None)
         coloured = next((files[ending] for ending in MAPS if ending in files), None)
         if picture is not None and coloured is not None:

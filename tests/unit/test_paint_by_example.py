@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from pack.py.paint_by_example import attention, checkpoint, exemplar, training
 from pack.py.paint_by_example.model import Config, ExemplarMapper
+from pack.py.training.augmentation import Augmentation
 from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
@@ -295,11 +296,11 @@ def test_the_condition_is_dropped_in_a_fifth_of_the_cases_and_the_null_token_lea
 
 def test_an_unchanged_exemplar_is_unchanged_and_others_differ_each_in_its_way():
     squares = torch.rand(6, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    still = training.Augmentation(flip=0, rotate=0, blur=0, warp=0)
+    still = Augmentation(flip=0, rotate=0, blur=0, warp=0)
     assert_close(still(squares, torch.Generator().manual_seed(0)), squares, rtol=0, atol=1e-4)
-    mirrored = training.Augmentation(flip=1, rotate=0, blur=0, warp=0)
+    mirrored = Augmentation(flip=1, rotate=0, blur=0, warp=0)
     assert_close(mirrored(squares, torch.Generator().manual_seed(0)), squares.flip(-1), rtol=0, atol=1e-4)
-    found = training.Augmentation()(squares, torch.Generator().manual_seed(0))
+    found = Augmentation()(squares, torch.Generator().manual_seed(0))
     assert found.shape == squares.shape and found.min() >= 0 and found.max() <= 1 and not torch.equal(found, squares)
 
 

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from ...paint_by_example import shapes, stitching
 from ...paint_by_example.exemplar import normalised
 from ...paint_by_example.model import ExemplarMapper
-from ...paint_by_example.training import Augmentation, context_of, exemplar_box, unet_input, usable
+from ...paint_by_example.training import context_of, exemplar_box, unet_input, usable
+from ...training.augmentation import Augmentation
 from ...training.loop import Schedule, fit
 from ..dataset import draw_many, training_keys
 from ..scene import Scene

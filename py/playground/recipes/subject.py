@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...snf.model import Postfuse
-from ...snf.training import LOCALISATION, Drops, fused_batch, localisation_loss, region_of_loss, token_attention
+from ...snf.training import Drops, Predict, fused_batch, region_of_loss, subject_loss
 from ...training.loop import Schedule, fit
 from ..dataset import in_parallel
 from ..subjects import Example, draw_example
@@ -36,10 +36,6 @@ DROPS = Drops()
 SCHEDULE = Schedule(
     steps=3000, learning_rate=5e-4, warmup=150, final_rate=0.03, weight_decay=0.01, ema=0.998, checkpoint_every=200, seed=15
 )
-
-#: Noisy latents, timesteps, context -> epsilon, and what each text attention below full size multiplied: (q, k, heads, grid).
-Attended = list[tuple[Tensor, Tensor, int, tuple[int, int]]]
-Predict = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Attended]]
 
 
 @dataclass(frozen=True)
@@ -138,16 +134,12 @@ def train(nets: Networks, folder: Path, schedule: Schedule = SCHEDULE, examples:
             text = nets.text(tokens).float()
         embeds = nets.end(data["states"][references.clamp(min=0)].flatten(0, 1).float()).float()
         context = fused_batch(nets.postfuse, text, embeds.unflatten(0, references.shape), positions, used)
-        attended: Attended = []
-
-        def predict(x: Tensor, t: Tensor) -> Tensor:
-            eps, attended[:] = nets.predict(x, t, context)
-            return eps
-
         region = region_of_loss(masks, masked | ~data["plain"][rows])
-        value = diffusion_loss(predict, data["latents"][rows].float(), rng, alphas, region)
-        maps = [(token_attention(q, k, heads, positions), grid) for q, k, heads, grid in attended]
-        return value + LOCALISATION * localisation_loss(maps, masks, used)
+
+        def denoising(predict: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+            return diffusion_loss(predict, data["latents"][rows].float(), rng, alphas, region)
+
+        return subject_loss(nets.predict, denoising, context, positions, masks, used)
 
     modules = {"unet": nets.unet, "tower": nets.tower, "postfuse": nets.postfuse}
     fit("subject", modules, loss, schedule, folder)
