@@ -15,11 +15,10 @@ from ..playground.scene import Scene
 from ..semantic.palettes import named_palette
 from ..semantic.semantic_map import SemanticMap
 from . import am_adapter, am_adapter_controlnext, folders
-from .playground_adapters import CONTROLNEXT_FILE, MATCHER_FILE
 from .playground_evaluation import Studio, records
 
 KIND = "quality"
-NEEDS = ["am_adapter/playground_controlnext", "am_adapter/playground_matcher"]
+NEEDS = ["am_adapter/playground_controlnext", "am_adapter/playground_controlnext_unet", "am_adapter/playground_matcher"]
 
 
 def map_of(scene: Scene) -> SemanticMap:
@@ -50,8 +49,8 @@ def figures(quick: bool) -> Iterator[dict]:
     """Every figure of AM-Adapter. `quick` takes a tenth of the pairs, too few for the bounds, which are then left away."""
     folders.register()
     studio = Studio()
-    names = [f"{name.split('/')[1]}.safetensors" for name in (CONTROLNEXT_FILE, MATCHER_FILE)]
-    control, adapter = am_adapter_controlnext.load(names[0]), am_adapter.load(names[1])
+    names = [f"{name.split('/')[1]}.safetensors" for name in NEEDS]
+    control, adapter = am_adapter_controlnext.load(names[0], names[1]), am_adapter.load(names[2])
     ways = {
         transfer.ALONE: way(studio, control, None),
         transfer.CONCAT: way(studio, control, "concat_only"),

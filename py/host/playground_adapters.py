@@ -22,24 +22,30 @@ from .playground_shipping import INITIAL_SEED, finished, finished_base, finished
 
 #: In the models' own folders, so that the ordinary Load nodes list them.
 CONTROLNEXT_FILE, MATCHER_FILE = "am_adapter/playground_controlnext", "am_adapter/playground_matcher"
+CONTROLNEXT_UNET_FILE = "am_adapter/playground_controlnext_unet"  # increments
 IFADAPTER_FILE = "ifadapter/playground_ifadapter"
 CA2SIS_FILE = "ca2sis/playground_faces"
 SUBJECT_FILE = "face_diffuser/playground_subject"
 
 
 def train_controlnext(folder: Path) -> None:
-    """ControlNeXt on streets, inside the finished base model."""
+    """ControlNeXt on streets, inside the finished base model, and what changes in that."""
     unet, text = finished_base()
+    before = {name: weight.clone() for name, weight in unet.state_dict().items() if name.startswith(am_adapter.TRAINED)}
     torch.manual_seed(INITIAL_SEED)
     control = ControlNeXt(am_adapter.CONTROLNEXT)
     predict = am_adapter_training.controlled(unet, control)
-    am_adapter.train_controlnext(control, predict, text, finished_encoder(), folder)
-    ship(CONTROLNEXT_FILE, control.state_dict(), steps=am_adapter.CONTROL_SCHEDULE.steps)
+    am_adapter.train_controlnext(control, unet, predict, text, finished_encoder(), folder)
+    ship(CONTROLNEXT_FILE, control.state_dict(), steps=am_adapter.CONTROL_SCHEDULE.steps + am_adapter.JOINT_SCHEDULE.steps)
+    now = unet.state_dict()
+    ship(CONTROLNEXT_UNET_FILE, {name: now[name] - weight for name, weight in before.items()}, kind="increments")
 
 
 def train_matcher(folder: Path) -> None:
     """AM-Adapter's matcher on two views of each street, inside the finished base model with its ControlNeXt."""
     unet, text = finished_base()
+    increments = playground.read_weights(CONTROLNEXT_UNET_FILE)
+    unet.load_state_dict({name: weight + increments.get(name, 0) for name, weight in unet.state_dict().items()})
     control: Any = finished(ControlNeXt(am_adapter.CONTROLNEXT), CONTROLNEXT_FILE)
     torch.manual_seed(INITIAL_SEED)
     matcher = Matcher(am_adapter.MATCHER)

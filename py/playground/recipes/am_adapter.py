@@ -1,6 +1,7 @@
 """AM-Adapter of the playground: ControlNeXt on streets and their maps, then the matcher on two views of each street.
 
-UNet, text encoder and VAE are the finished ones and stay as they are. Prompts are mostly bare, so that layout must come from the map and
+ControlNeXt learns first alone, then together with the UNet's half after it, which so learns to draw what it is told: on 8 x 8 places a
+frozen one hears too little of a map. Text encoder and VAE are the finished ones and stay as they are. Prompts are mostly bare, so that layout must come from the map and
 colours from the exemplar.
 """
 
@@ -31,6 +32,11 @@ CONTROL_BATCH = 12
 CONTROL_SCHEDULE = Schedule(
     steps=900, learning_rate=1e-3, warmup=60, final_rate=0.03, weight_decay=0.01, ema=0.995, checkpoint_every=250, seed=21
 )
+JOINT_SCHEDULE = Schedule(
+    steps=1000, learning_rate=8e-4, warmup=60, final_rate=0.03, weight_decay=0.01, ema=0.995, checkpoint_every=250, seed=23
+)
+UNET_RATE = 0.5  # of the learning rate
+TRAINED = ("middle_block.", "output_blocks.")  # of the UNet
 MATCHER = MatcherLayout(heads=4, widths=(8, 16, 8))
 MATCHER_BATCH = 4
 MATCHER_SCHEDULE = Schedule(
@@ -90,13 +96,13 @@ def _contexts(text: TextContext, tokens: Tensor, bare: float, rng: torch.Generat
 
 def train_controlnext(
     control: nn.Module,
+    unet: nn.Module,
     predict: Controlled,
     text: TextContext,
     encode: Encode,
     folder: Path,
-    schedule: Schedule = CONTROL_SCHEDULE,
 ) -> None:
-    """Stage 1: train ControlNeXt in place, the UNet inside `predict` frozen."""
+    """Stage 1: train ControlNeXt in place, then it and the later half of the UNet; `predict` runs the one inside of the other."""
     data, alphas = streets(encode, folder), alphas_cumprod()
 
     def loss(_: int, rng: torch.Generator) -> Tensor:
@@ -105,7 +111,11 @@ def train_controlnext(
         hint = colours_of(data["labels"][rows])
         return diffusion_loss(lambda x, t: predict(x, t, context, hint), data["latents"][rows].float(), rng, alphas)
 
-    fit("controlnext", {"control": control}, loss, schedule, folder)
+    fit("controlnext", {"control": control}, loss, CONTROL_SCHEDULE, folder)
+    for name, parameter in unet.named_parameters():
+        parameter.requires_grad_(name.startswith(TRAINED))
+    both = {"control": control, "unet": unet}
+    fit("controlnext_unet", both, loss, JOINT_SCHEDULE, folder, rates={"unet": UNET_RATE})
 
 
 def train_matcher(

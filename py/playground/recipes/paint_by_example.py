@@ -28,7 +28,7 @@ from .base import alphas_cumprod, diffusion_loss
 
 log = logging.getLogger("exemplary")
 
-EXAMPLES = 12_000
+EXAMPLES = 8_000
 FIRST = 900_000
 CHUNK = 1_000
 BATCH = 32
@@ -37,7 +37,7 @@ OBJECTS = 0.75  # of each batch
 SIDE = 128
 CELL = 8
 SCHEDULE = Schedule(
-    steps=4000, learning_rate=5e-4, warmup=150, final_rate=0.03, weight_decay=0.01, ema=0.998, checkpoint_every=250, seed=16
+    steps=1400, learning_rate=5e-4, warmup=150, final_rate=0.03, weight_decay=0.01, ema=0.998, checkpoint_every=250, seed=16
 )
 
 
