@@ -1,8 +1,8 @@
 """AM-Adapter of the playground: ControlNeXt on streets and their maps, then the matcher on two views of each street.
 
 ControlNeXt learns first alone, then together with the UNet's half after it, which so learns to draw what it is told: on 8 x 8 places a
-frozen one hears too little of a map. Text encoder and VAE are the finished ones and stay as they are. Prompts are mostly bare, so that layout must come from the map and
-colours from the exemplar.
+frozen one hears too little of a map. Text encoder and VAE are the finished ones and stay as they are. Prompts are mostly bare, so that layout
+must come from the map and colours from the exemplar.
 """
 
 from __future__ import annotations
