@@ -97,7 +97,7 @@ class ExemplaryApplyAMAdapter(io.ComfyNode):
                 advanced(
                     io.Float.Input(
                         "class_strength",
-                        default=3.0,
+                        default=2.0,
                         min=0.0,
                         max=50.0,
                         step=0.1,

@@ -59,7 +59,7 @@ class Settings:
 
     mode: str = "class_bias"
     strength: float = 1.0
-    class_strength: float = 3.0
+    class_strength: float = 2.0
     balance: float = 0.0
     chunk: int = 1 << 21
 

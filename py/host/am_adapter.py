@@ -298,7 +298,7 @@ def apply(
     end_percent: float = 1.0,
     source: str = "noise",
     *,
-    class_strength: float = 3.0,
+    class_strength: float = 2.0,
     balance: float = 0.0,
     parts: str = "all",
     levels: str = "",
