@@ -23,7 +23,7 @@ from ..ca2sis.attention import (
 )
 from ..semantic.masks import class_labels, present_names
 from ..semantic.semantic_map import SemanticMap
-from . import grids, hooks, notices, scope
+from . import grids, hooks, notices, padding, scope
 from .schedule import PercentRange
 from .scope import Run
 
@@ -122,20 +122,6 @@ class Application:
 
 
 @dataclass(frozen=True, eq=False)
-class _Rows:
-    """The rows of one condition in one call of one layer."""
-
-    rows: slice
-    grid: grids.Grid
-    view: grids.View
-    frames: tuple[int, ...]
-
-    def of(self, batch: Tensor) -> Tensor:
-        """What a batch of 1, or of all latents, holds for these rows."""
-        return batch if batch.shape[0] == 1 else batch[list(self.frames)]
-
-
-@dataclass(frozen=True, eq=False)
 class _ClassTechnique:
     """What both hooks share: the window of the schedule, the rows and places of a call."""
 
@@ -151,21 +137,8 @@ class _ClassTechnique:
         run = scope.current(options)
         return run is not None and run.inside(self.application.settings.percent, options)
 
-    def conditional(self, run: Run, options: dict, q: Tensor) -> Iterator[_Rows]:
-        """The conditional rows of a call whose places are known; a warning once for the others."""
-        grid = grids.layer_grid(options, q.shape[1])
-        chunks = grids.conditional_chunks(options, q.shape[0])
-        if grid is None or chunks is None:
-            run.once(f"{NODE}: another node rearranges the places of an attention layer; classes are not told apart there.")
-            return
-        for chunk, first, last in chunks:
-            view = grids.chunk_view(run, options, chunk)
-            if view is None:
-                run.once(
-                    f"{NODE}: the model is given a part of the picture (a tiled sampler?), whose place is unknown; classes are not told apart."
-                )
-                continue
-            yield _Rows(slice(first, last), grid, view, grids.frame_indices(options, last - first))
+    def conditional(self, run: Run, options: dict, q: Tensor) -> Iterator[grids.Rows]:
+        return grids.conditional_rows(run, options, q, NODE, "classes are not told apart")
 
 
 class ClassText(_ClassTechnique):
@@ -190,7 +163,7 @@ class ClassText(_ClassTechnique):
             change[part.rows] = settings.strength * (found - text[part.rows])
         return change
 
-    def _texts(self, base: Tensor, projected: list[Tensor], part: _Rows) -> list[Tensor]:
+    def _texts(self, base: Tensor, projected: list[Tensor], part: grids.Rows) -> list[Tensor]:
         """The base first: the sampler's own, or what the user gave instead; then one of each class."""
         rows = base.shape[0]
         chosen = [part.of(t).expand(rows, -1, -1) for t in projected]
@@ -241,7 +214,7 @@ def _attend(options: dict) -> Attend:
 
 
 def class_prompt(classes: str, conditioning: Any, weight: float = 1.0, prompts: ClassPrompts | None = None) -> ClassPrompts:
-    """The chain with one more text.
+    """The chain with one more text, read without its padding where that can be told (`padding.without_padding`).
 
     Raises:
         ValueError: no class, an empty or unusable CONDITIONING, a weight out of range.
@@ -250,7 +223,9 @@ def class_prompt(classes: str, conditioning: Any, weight: float = 1.0, prompts: 
         raise ValueError(f"{PROMPT}: classes is empty. Name at least one class of the map, for example: sky.")
     if not 0.0 <= weight <= 4.0:  # also refuses NaN
         raise ValueError(f"{PROMPT}: weight is {weight}; it must be a number from 0 to 4.")
-    tokens = _tokens(conditioning, f"{PROMPT}: the conditioning of {classes!r}")
+    entries = list(conditioning or ())
+    shorter = [[padding.without_padding(entry[0], entry[1].get("pooled_output")), *entry[1:]] for entry in entries]
+    tokens = _tokens(shorter, f"{PROMPT}: the conditioning of {classes!r}")
     return (prompts or ClassPrompts()).plus(ClassPrompt(classes, tokens, weight))
 
 
@@ -298,7 +273,7 @@ def _resolved(semantic_map: SemanticMap, prompts: ClassPrompts, base: Any, setti
 
 
 def _tokens(conditioning: Any, what: str) -> Tensor:
-    """All tokens of a CONDITIONING, [b, n, c]; combined ones one after another."""
+    """The tokens of a CONDITIONING, [b, n, c]; combined ones one after another."""
     entries = list(conditioning or ())
     if not entries:
         raise ValueError(f"{what} is empty. Connect the output of CLIP Text Encode or of another node that makes CONDITIONING.")
