@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -17,6 +16,8 @@ from ..ca2sis.attention import (
     Attend,
     adaptive_attention,
     class_weights,
+    classes_with_own_cell,
+    early_gain,
     isolated_attention,
     reading_shares,
     soft_masks,
@@ -68,7 +69,17 @@ class ClassPrompts:
 
 @dataclass(frozen=True)
 class Settings:
-    """What a user chose besides the texts; the defaults are the node's."""
+    """What can be chosen besides the texts. Without arguments: the plain form of the method. `DEFAULTS` is what draws best.
+
+    Args:
+        strength: how far text attention goes from the base text's to the classes'.
+        leak, base_weight: see `class_weights`.
+        isolate: see `isolated_attention`; on grids of at most ISOLATED_CELLS.
+        early: see `early_gain`, 1 to MOST_EARLY.
+        own_cells: of the classes that have a cell of their own on the latent's grid, the share that must have one on a layer's grid for
+            the layer to take part. Coarser layers see things and what is around them in one cell; the few cells that are one class's
+            alone are mostly the background's, and there these layers, which decide what the picture holds, are told of nothing else.
+    """
 
     strength: float = 1.0
     percent: PercentRange = WHOLE_RUN
@@ -77,9 +88,15 @@ class Settings:
     variant: str = VARIANTS[0]
     isolate: float = 0.0
     layers: str = "all"
+    early: float = 1.0
+    own_cells: float = 0.0
 
 
-DEFAULTS = Settings()
+#: Measured on held-out scenes of the playground with a phrase for each class.
+DEFAULTS = Settings(leak=0.0, isolate=0.9, early=4.0, own_cells=0.7)
+MOST_EARLY = 8.0
+#: Self-attention is divided on grids up to this size, where the layout is decided; its table of all pairs of places is small there.
+ISOLATED_CELLS = 1024
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,6 +136,17 @@ class Application:
             return class_weights(self.masks(run, grid, view), settings.leak, settings.base_weight, own).flatten(2).to(device)
 
         return run.keep((self, "weights", grid, view, device), make)
+
+    def gain(self, run: Run, options: dict, part: grids.Rows, device: torch.device) -> Tensor:
+        """How far each picture goes from the base text's attention to the classes', [1 or f, 1, 1]; 0 on grids too coarse for its map."""
+
+        def make() -> Tensor:
+            fine = run.latent_shape[-2:]
+            here, there = (classes_with_own_cell(self.masks(run, g, part.view)).sum(dim=1) for g in (part.grid, fine))
+            return (here >= self.settings.own_cells * there).to(device)[:, None, None]
+
+        fine_enough = part.of(run.keep((self, "fine enough", part.grid, part.view, device), make))
+        return self.settings.strength * early_gain(run.sigma(options), self.settings.early) * fine_enough
 
 
 @dataclass(frozen=True, eq=False)
@@ -160,7 +188,8 @@ class ClassText(_ClassTechnique):
                 shares = reading_shares(own, read_keys, weights, options["n_heads"], settings.variant)
                 options[OBSERVER].saw(self.application, part.grid, shares)
             change = torch.zeros_like(text) if change is None else change
-            change[part.rows] = settings.strength * (found - text[part.rows])
+            gain = self.application.gain(run, options, part, q.device).to(text.dtype)
+            change[part.rows] = gain * (found - text[part.rows])
         return change
 
     def _texts(self, base: Tensor, projected: list[Tensor], part: grids.Rows) -> list[Tensor]:
@@ -188,6 +217,8 @@ class ClassPlaces(_ClassTechnique):
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, options: dict, text: Tensor) -> Tensor | None:
         run: Any = scope.current(options)
+        if q.shape[1] > ISOLATED_CELLS:
+            return None
         if k.shape[1] != q.shape[1]:
             run.once(f"{NODE}: another node gives self-attention more to read; it is not divided by classes there.")
             return None
@@ -293,14 +324,15 @@ def _tokens(conditioning: Any, what: str) -> Tensor:
 
 
 def _check_settings(settings: Settings) -> None:
-    for name, value, most in (
-        ("strength", settings.strength, 1.0),
-        ("leak", settings.leak, 1.0),
-        ("base_weight", settings.base_weight, 4.0),
-        ("isolate", settings.isolate, 1.0),
+    for name, value, least, most in (
+        ("strength", settings.strength, 0.0, 1.0),
+        ("leak", settings.leak, 0.0, 1.0),
+        ("base_weight", settings.base_weight, 0.0, 4.0),
+        ("isolate", settings.isolate, 0.0, 1.0),
+        ("early", settings.early, 1.0, MOST_EARLY),
     ):
-        if not (math.isfinite(value) and 0.0 <= value <= most):
-            raise ValueError(f"{NODE}: {name} is {value}; it must be a number from 0 to {most:g}.")
+        if not least <= value <= most:  # also refuses NaN
+            raise ValueError(f"{NODE}: {name} is {value}; it must be a number from {least:g} to {most:g}.")
     for name, chosen, known in (("variant", settings.variant, VARIANTS), ("layers", settings.layers, tuple(LAYERS))):
         if chosen not in known:
             raise ValueError(f"{NODE}: {name} is {chosen!r}; choose one of: {', '.join(known)}.")
