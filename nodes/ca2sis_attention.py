@@ -12,6 +12,8 @@ from .ca2sis import CATEGORY, CA2SISType, ShapeType, StyleType, _fraction
 from .semantic_map import SemanticMapType
 from .widgets import advanced
 
+DEFAULTS = attention_host.DEFAULTS
+
 ClassPromptsType = io.Custom("EXEMPLARY_CLASS_CONDITIONINGS")
 
 
@@ -74,12 +76,12 @@ class ExemplaryCA2SISAttention(io.ComfyNode):
                 ),
                 _fraction(
                     "leak",
-                    0.05,
+                    DEFAULTS.leak,
                     "How much a place reads of other classes' texts: 0 nothing (hard borders), 1 everything (as if all were one prompt).",
                 ),
                 _fraction(
                     "base_weight",
-                    0.2,
+                    DEFAULTS.base_weight,
                     "How much a place with a class of its own reads of the sampler's positive prompt. Places without one read it fully.",
                     4.0,
                 ),
@@ -94,8 +96,8 @@ class ExemplaryCA2SISAttention(io.ComfyNode):
                 advanced(
                     _fraction(
                         "isolate",
-                        0.0,
-                        "Above 0, places of different classes see each other less (self-attention). 1: not at all.",
+                        DEFAULTS.isolate,
+                        "Above 0, places of different classes see each other less (self-attention, on grids up to 32x32). 1: not at all.",
                     )
                 ),
                 advanced(
@@ -110,6 +112,15 @@ class ExemplaryCA2SISAttention(io.ComfyNode):
                     "base",
                     optional=True,
                     tooltip="What is read besides the classes' texts. Empty: the sampler's positive prompt.",
+                ),
+                io.Float.Input(
+                    "early",
+                    default=DEFAULTS.early,
+                    min=1.0,
+                    max=attention_host.MOST_EARLY,
+                    step=0.1,
+                    optional=True,
+                    tooltip="How many times the effect while the picture is still noise and decides what stands where; it falls to 1.",
                 ),
             ],
             outputs=[io.Model.Output()],
@@ -130,9 +141,12 @@ class ExemplaryCA2SISAttention(io.ComfyNode):
         isolate,
         layers,
         base=None,
+        early=DEFAULTS.early,
     ) -> io.NodeOutput:
         percent = PercentRange.checked(start_percent, end_percent, attention_host.NODE)
-        settings = attention_host.Settings(strength, percent, leak, base_weight, variant, isolate, layers)
+        settings = attention_host.Settings(
+            strength, percent, leak, base_weight, variant, isolate, layers, early, own_cells=DEFAULTS.own_cells
+        )
         return io.NodeOutput(attention_host.apply(model, semantic_map, class_conditionings, base, settings))
 
 

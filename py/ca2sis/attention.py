@@ -69,6 +69,8 @@ def attention_loss(logits: Sequence[Tensor], mask: Tensor) -> Tensor:
 VARIANTS: tuple[str, ...] = ("one softmax", "couple")
 #: A log weight that no softmax can see. Infinities make NaN in some fused kernels, and half precision ends at 65504.
 NEVER = -1e4
+#: The share of a cell that a class needs for the cell to be its own.
+OWN_CELL = 0.75
 #: Queries a slice where a bias of every pair of places is needed: its table is slice x places at most.
 PLACES = 1024
 
@@ -90,6 +92,20 @@ def soft_masks(labels: Tensor, groups: Sequence[Sequence[int]], grid: tuple[int,
         mask = member[labels.int()][:, None]
         masks.append(F.adaptive_avg_pool2d(mask, grid) if down else F.interpolate(mask, grid, mode="bilinear"))
     return torch.cat(masks, dim=1).clamp(0, 1)
+
+
+def classes_with_own_cell(masks: Tensor) -> Tensor:
+    """Which groups have a cell on this grid that is theirs for at least OWN_CELL of its area: masks [f, r, h, w] -> [f, r] bool."""
+    return masks.amax(dim=(2, 3)) >= OWN_CELL
+
+
+def early_gain(sigma: float, early: float) -> float:
+    """What the effect is multiplied by: `early` at pure noise, 1 at the picture, in between by the share of noise s^2 / (1 + s^2).
+
+    The layout is decided while the latent is mostly noise. A base model has never seen a place with a text of its own and goes only a
+    part of the way; beyond 1 it is led further in the same direction, as classifier-free guidance does.
+    """
+    return 1 + (early - 1) * min(1.0, sigma**2 / (1 + sigma**2))
 
 
 def class_weights(masks: Tensor, leak: float, base_weight: float, weights: Sequence[float] = ()) -> Tensor:

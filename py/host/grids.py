@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
@@ -74,6 +76,34 @@ def chunk_view(run: Run, options: dict, chunk: int) -> View | None:
         y, x = area[2:]
         return x / full_w, y / full_h, (x + w) / full_w, (y + h) / full_h
     return WHOLE if (h, w) == (full_h, full_w) else None
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """The rows of one condition in one call of one layer: which they are, their grid, the part of the picture, the pictures of the batch."""
+
+    rows: slice
+    grid: Grid
+    view: View
+    frames: tuple[int, ...]
+
+    def of(self, batch: Tensor) -> Tensor:
+        """What a batch of 1, or of all latents, holds for these rows."""
+        return batch if batch.shape[0] == 1 else batch[list(self.frames)]
+
+
+def conditional_rows(run: Run, options: dict, q: Tensor, node: str, lost: str) -> Iterator[Rows]:
+    """The conditional rows of queries [rows, l, c] whose places are known. Of others the log says once that `lost`, a sentence's end."""
+    grid, found = layer_grid(options, q.shape[1]), conditional_chunks(options, q.shape[0])
+    if grid is None or found is None:
+        run.once(f"{node}: another node rearranges the places of an attention layer; {lost} there.")
+        return
+    for chunk, first, last in found:
+        view = chunk_view(run, options, chunk)
+        if view is None:
+            run.once(f"{node}: the model is given a part of the picture (a tiled sampler?), whose place is unknown; {lost}.")
+        else:
+            yield Rows(slice(first, last), grid, view, frame_indices(options, last - first))
 
 
 def part_of(pictures: Tensor, view: View) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..ifadapter.attention import Group, Settings, fusion_weights, owners, plan_groups, regional_change, separated
 from ..ifadapter.instances import Instances
-from . import grids, hooks, ifadapter_trained, notices, scope
+from . import grids, hooks, ifadapter_trained, notices, padding, scope
 from .ifadapter_trained import NODE, UPSTREAM, Adapter, Variant
 from .schedule import PercentRange
 from .scope import Run
@@ -70,36 +70,28 @@ class _LayoutTechnique:
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, options: dict, text: Tensor) -> Tensor | None:
         run: Any = scope.current(options)  # there is one, `active` has asked
-        grid = grids.layer_grid(options, q.shape[1])
-        chunks = grids.conditional_chunks(options, q.shape[0])
-        if grid is None or chunks is None:
-            run.once(ifadapter_trained.REARRANGED)
-            return None
         change = None
-        for chunk, first, last in chunks:
-            view = grids.chunk_view(run, options, chunk)
-            if view is None:
-                run.once(ifadapter_trained.TILED)
-                continue
-            part = self.change(run, grid, view, q[first:last], k[first:last], v[first:last], options, text[first:last])
-            if part is not None:
+        for part in grids.conditional_rows(run, options, q, NODE, "the boxes are not applied"):
+            rows = part.rows
+            found = self.change(run, part, q[rows], k[rows], v[rows], options, text[rows])
+            if found is not None:
                 change = torch.zeros_like(text) if change is None else change
-                change[first:last] = part
+                change[rows] = found
         return change
 
-    def change(
-        self, run: Run, grid: grids.Grid, view: grids.View, q: Tensor, k: Tensor, v: Tensor, options: dict, text: Tensor
-    ) -> Tensor | None:
+    def change(self, run: Run, part: grids.Rows, q: Tensor, k: Tensor, v: Tensor, options: dict, text: Tensor) -> Tensor | None:
+        """What to add to the text attention of these rows; None for nothing."""
         raise NotImplementedError
 
 
 class RegionalText(_LayoutTechnique):
     """attn2: the places of an instance read their own phrase."""
 
-    def change(self, run, grid, view, q, k, v, options, text):
+    def change(self, run, part, q, k, v, options, text):
         block = hooks.running_block(options)
         if block is None:
             return None
+        grid, view = part.grid, part.view
         groups = run.keep((self, "groups", grid, view, q.device, q.dtype), partial(self._groups, run, grid, view, q))
         if not groups:
             return None
@@ -107,8 +99,7 @@ class RegionalText(_LayoutTechnique):
         # With gradients each step needs a graph of its own.
         changing = run.weights_may_change() or torch.is_grad_enabled()
         keys, values = project() if changing else run.keep((self, "projected", block, grid, view, q.device, q.dtype), project)
-        frames = grids.frame_indices(options, q.shape[0])
-        return regional_change(q, text, groups, keys, values, frames, attention_of_own_rows(options))
+        return regional_change(q, text, groups, keys, values, part.frames, attention_of_own_rows(options))
 
     def _groups(self, run: Run, grid: grids.Grid, view: grids.View, q: Tensor) -> list[Group]:
         weights = self.layout.strength * self.layout.weights(run, grid, view)
@@ -123,12 +114,12 @@ class RegionalText(_LayoutTechnique):
 class SeparateInstances(_LayoutTechnique):
     """attn1: the places of different instances look at each other less."""
 
-    def change(self, run, grid, view, q, k, v, options, text):
-        settings = self.layout.settings
+    def change(self, run, part, q, k, v, options, text):
+        settings, grid, view = self.layout.settings, part.grid, part.view
         if grid[0] * grid[1] > settings.separate_max_cells or k.shape[1] != q.shape[1]:
             return None
         owner = run.keep((self, "owners", grid, view, q.device), lambda: self._owners(run, grid, view).to(q.device))
-        rows = [0 if owner.shape[0] == 1 else frame for frame in grids.frame_indices(options, q.shape[0])]
+        rows = [0 if owner.shape[0] == 1 else frame for frame in part.frames]
         return separated(q, k, v, options["n_heads"], owner[rows], settings, attention_of_own_rows(options)) - text
 
     def _owners(self, run: Run, grid: grids.Grid, view: grids.View) -> Tensor:
@@ -190,33 +181,9 @@ def apply(
 
 
 def _encoded(clip: Any, phrases: list[str]) -> tuple[Tensor, ...]:
-    """Each phrase alone through the host's CLIP, as CLIPTextEncode would, any prompt syntax included: [m, c], without the padding.
-
-    Padding repeats what the whole text says, "one thing and nothing else"; where every box hears that, the first object that appears
-    leaves no room for the others.
-    """
-    done: dict[str, Tensor] = {}
-    for phrase in phrases:
-        if phrase not in done:
-            tokens = clip.tokenize(phrase)
-            done[phrase] = clip.encode_from_tokens(tokens)[0, : _used(tokens)].detach()
+    """Each phrase alone, [m, c]; one that occurs twice is encoded once."""
+    done = {phrase: padding.encoded(clip, phrase) for phrase in dict.fromkeys(phrases)}
     return tuple(done[phrase] for phrase in phrases)
-
-
-def _used(tokens: dict[str, list]) -> int | None:
-    """How many positions a text needs: start, words, end. None, for all of them, if it has several chunks."""
-    counts = []
-    for chunks in tokens.values():
-        ids = [entry[0] for entry in chunks[0]] if len(chunks) == 1 else []
-        last = len(ids)
-        while last > 1 and _same(ids[last - 1], ids[last - 2]):
-            last -= 1
-        counts.append(last)
-    return min(counts, default=0) or None  # encoders pad with their end token or with another one behind it
-
-
-def _same(a: Any, b: Any) -> bool:
-    return isinstance(a, int) and isinstance(b, int) and a == b  # an embedding's rows are tensors
 
 
 def _check_width(model: Any, keys: list[hooks.LayerKey], found: int) -> None:

@@ -190,8 +190,8 @@ def crops(image: Tensor, masks: list[np.ndarray]) -> Tensor:
 
 
 @torch.no_grad()
-def find_objects(judge: Judge, image: Tensor, seen: dict[str, Tensor]) -> list[Found]:
-    """The objects in one picture [3, h, w] in 0..1 of which the judge has `seen` the pixels, largest first."""
+def find_outlined(judge: Judge, image: Tensor, seen: dict[str, Tensor]) -> list[tuple[np.ndarray, Found]]:
+    """The objects in one picture [3, h, w] in 0..1 of which the judge has `seen` the pixels, with their silhouettes, largest first."""
     masks = silhouettes(seen)
     if not masks:
         return []
@@ -201,8 +201,13 @@ def find_objects(judge: Judge, image: Tensor, seen: dict[str, Tensor]) -> list[F
         here = torch.from_numpy(mask)
         colour = _word_in(seen["colours"], here, COLOUR_WORDS, "colour")
         texture = _word_in(seen["styles"], here, STYLE_WORDS, "texture")
-        found.append(Found(world.OBJECTS[name], box_of(mask), float(mask.mean()), colour, texture))
-    return sorted(found, key=lambda f: -f.area)
+        found.append((mask, Found(world.OBJECTS[name], box_of(mask), float(mask.mean()), colour, texture)))
+    return sorted(found, key=lambda pair: -pair[1].area)
+
+
+def find_objects(judge: Judge, image: Tensor, seen: dict[str, Tensor]) -> list[Found]:
+    """The same without the silhouettes."""
+    return [found for _, found in find_outlined(judge, image, seen)]
 
 
 def shows(found: list[Found], name: str, colour: str) -> bool:

@@ -88,6 +88,30 @@ def test_strength_is_linear_in_the_first_layer(sd15):
     torch.testing.assert_close(half, (plain + full) / 2, rtol=1e-4, atol=1e-4)
 
 
+def test_the_early_steps_go_further_in_the_same_direction(sd15):
+    plain, once, more = (rows(m)[0] for m in (untouched(sd15), adaptive(sd15), adaptive(sd15, early=3.0)))
+    # The first step of this schedule is noise but for half a percent of its variance.
+    torch.testing.assert_close(more - plain, 3 * (once - plain), rtol=1e-2, atol=1e-3)
+
+
+def test_layers_too_coarse_for_the_map_are_left_to_the_prompt(sd15):
+    """Stripes of 2 latent cells are told apart on grids of 16 and 8 cells; the middle block has 4."""
+    labels = torch.tensor([SKY, ROAD], dtype=torch.uint8).repeat_interleave(4).repeat(4).expand(1, 32, 32).clone()
+    stripes = SemanticMap(labels, named_palette("playground"))
+    plain = tiny.sample(untouched(sd15))
+
+    def drawn(**more):
+        return tiny.sample(adaptive(sd15, "sky", "road", **{"semantic_map": stripes, "own_cells": 0.7, **more}))
+
+    assert torch.equal(drawn(layers="middle"), plain)
+    assert not torch.equal(drawn(layers="middle", own_cells=0.0), plain)
+    assert not torch.equal(drawn(layers="middle", semantic_map=halves()), plain)
+    assert not torch.equal(drawn(layers="input"), plain)
+    speck = halves(left=ROAD)
+    speck.labels[:, 0, 0] = SKY  # on no grid a cell of its own
+    assert not torch.equal(drawn(layers="middle", semantic_map=speck), plain)
+
+
 def test_maps_and_texts_of_one_picture_each_follow_the_batch(sd15):
     labels = torch.cat([halves().labels, halves(left=ROAD, right=SKY).labels])
     patched = adaptive(sd15, semantic_map=SemanticMap(labels, named_palette("playground")), **HARD)
@@ -137,6 +161,11 @@ def test_isolation_acts_in_self_attention_only_where_classes_differ(sd15):
     )
 
 
+def test_isolation_leaves_fine_grids_alone(sd15, monkeypatch):
+    monkeypatch.setattr(host, "ISOLATED_CELLS", 0)
+    assert torch.equal(tiny.sample(adaptive(sd15, isolate=1.0)), tiny.sample(adaptive(sd15)))
+
+
 def test_texts_are_projected_once_per_run(sd15):
     calls = []
     block = next(iter(host.hooks.attention_blocks(sd15.model.diffusion_model).values()))
@@ -170,6 +199,7 @@ def test_what_cannot_work_stops_at_the_node(sd15, sdxl):
         ({"strength": float("nan")}, "strength is nan"),
         ({"leak": -0.1}, "leak is -0.1"),
         ({"isolate": 2.0}, "isolate is 2.0"),
+        ({"early": 0.5}, "early is 0.5; it must be a number from 1 to 8"),
         ({"variant": "both"}, "variant is 'both'"),
         ({"layers": "some"}, "layers is 'some'"),
     ):
@@ -207,6 +237,8 @@ def test_the_nodes_chain(sd15):
     assert [len(p.items) for p in (first, both)] == [1, 2]
     values = (1.0, 0.0, 1.0, 0.05, 0.2, VARIANTS[0], 0.0, "all")
     (patched,) = nodes.ExemplaryCA2SISAttention.execute(sd15, halves(), both, *values).args
+    (same,) = nodes.ExemplaryCA2SISAttention.execute(sd15, halves(), both, *values, early=host.DEFAULTS.early).args
+    assert torch.equal(tiny.sample(patched), tiny.sample(same))
     assert not torch.equal(tiny.sample(patched), tiny.sample(sd15))
 
 

@@ -5,7 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 from pack.py.ca2sis import attention
-from pack.py.ca2sis.attention import VARIANTS, adaptive_attention, class_weights, isolated_attention, soft_masks
+from pack.py.ca2sis.attention import (
+    VARIANTS,
+    adaptive_attention,
+    class_weights,
+    early_gain,
+    isolated_attention,
+    soft_masks,
+)
 
 HEADS, WIDTH, GRID = 2, 16, (3, 5)
 CELLS = GRID[0] * GRID[1]
@@ -110,6 +117,21 @@ def test_soft_masks_are_shares_of_cells():
     torch.testing.assert_close(found[0, :, 0], torch.tensor([[0.75, 0.0], [0.25, 0.75]]))
     assert soft_masks(labels, [(0,)], (5, 7)).shape == (1, 1, 5, 7)
     assert torch.equal(soft_masks(labels, [(7,)], (2, 4)), torch.zeros(1, 1, 2, 4))
+
+
+def test_a_class_has_a_cell_of_its_own_where_it_is_most_of_one():
+    labels = torch.zeros(1, 8, 8, dtype=torch.uint8)
+    labels[:, 2:4, 2:4], labels[:, 5:8, 5:8] = 1, 2
+    groups = [(0,), (1,), (2,), (7,)]
+    found = [attention.classes_with_own_cell(soft_masks(labels, groups, (n, n)))[0].tolist() for n in (8, 4, 2)]
+    assert found == [[True, True, True, False], [True, True, True, False], [True, False, False, False]]
+
+
+def test_the_early_gain_falls_with_the_noise_to_one():
+    gains = [early_gain(sigma, 4.0) for sigma in (1e6, 1e3, 14.6, 1.0, 0.03, 0.0)]
+    assert gains == sorted(gains, reverse=True) and gains[0] == pytest.approx(4.0)
+    assert gains[3] == 2.5 and gains[-1] == 1.0
+    assert all(early_gain(sigma, 1.0) == 1.0 for sigma in (0.0, 1.0, 1e30))
 
 
 @pytest.mark.parametrize("places", [4, 1024])

@@ -9,7 +9,8 @@ import pytest
 import torch
 from pack.py.playground import judge, world
 from pack.py.playground.evaluation import as_images, held_out_layouts, load_judge, success
-from pack.py.playground.scenes import KINDS, draw_scene
+from pack.py.playground.face_edits import regions_right
+from pack.py.playground.scenes import HELD_OUT, KINDS, draw_scene
 from safetensors.torch import load_file
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -88,3 +89,11 @@ def test_the_network_answers_at_half_size():
 )
 def test_intersection_over_union(a, b, expected):
     assert judge.iou(a, b) == pytest.approx(expected)
+
+
+def test_a_region_is_right_if_the_thing_in_it_has_its_class_and_its_colour(shipped):
+    """Drawn pictures are all right; the pictures of other maps are not, though things stand in them too."""
+    scenes = [draw_scene("objects", HELD_OUT + 60_000 + k, count=2) for k in range(12)]
+    drawn = as_images(scenes)
+    assert regions_right(shipped, drawn, scenes) >= 0.95
+    assert regions_right(shipped, drawn.roll(1, dims=0), scenes) <= 0.1
