@@ -46,7 +46,7 @@ def way(studio: Studio, control: Any, mode: str | None, adapter: Any = None) -> 
 
 
 def figures(quick: bool) -> Iterator[dict]:
-    """Every figure of AM-Adapter. `quick` takes a tenth of the pairs, too few for the bounds, which are then left away."""
+    """Every figure of AM-Adapter. `quick` takes six pairs, too few for the bounds, which are then left away."""
     folders.register()
     studio = Studio()
     names = [f"{name.split('/')[1]}.safetensors" for name in NEEDS]
@@ -57,4 +57,4 @@ def figures(quick: bool) -> Iterator[dict]:
         transfer.CLASS: way(studio, control, "class_bias"),
         transfer.MATCHER: way(studio, control, "matcher", adapter),
     }
-    yield from records(transfer.transfer_figures(studio.judge, ways, 10 if quick else 100), quick)
+    yield from records(transfer.transfer_figures(studio.judge, ways, 6 if quick else 100), quick)
