@@ -141,7 +141,7 @@ class Application:
         """How far each picture goes from the base text's attention to the classes', [1 or f, 1, 1]; 0 on grids too coarse for its map."""
 
         def make() -> Tensor:
-            fine = run.latent_shape[-2:]
+            fine = run.latent_shape[-2], run.latent_shape[-1]
             here, there = (classes_with_own_cell(self.masks(run, g, part.view)).sum(dim=1) for g in (part.grid, fine))
             return (here >= self.settings.own_cells * there).to(device)[:, None, None]
 
