@@ -96,6 +96,7 @@ def _keep(row: Row, run: Run, prompt: dict, client: Client) -> None:
         target = folder / f"{number:02}_{Path(image['filename']).name}"
         target.write_bytes(client.view(image))
         (row.right if without else row.left).append(target.relative_to(OUTPUT).as_posix())
+    row.left.sort(key=lambda path: "_with_" not in path)  # the result first: the sheet shows a few of many
 
 
 class _Progress:

@@ -61,7 +61,7 @@ class Settings:
     strength: float = 1.0
     class_strength: float = 2.0
     balance: float = 0.0
-    chunk: int = 1 << 21
+    chunk: int = 1 << 20
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:
@@ -357,7 +357,7 @@ def match(
     *,
     behaviour: Behaviour = CORRECTED,
     limit: int = MATCHING_PLACES,
-    chunk: int = 1 << 20,
+    chunk: int = 1 << 21,
 ) -> Match:
     """P = phi(A_ref, C): what to read more.
 

@@ -34,7 +34,7 @@ MOST = 2  # persons in one picture
 TRAINED_LAYERS = 2  # of the image encoder, the last ones
 DROPS = Drops()
 SCHEDULE = Schedule(
-    steps=3000, learning_rate=5e-4, warmup=150, final_rate=0.03, weight_decay=0.01, ema=0.998, checkpoint_every=200, seed=15
+    steps=2600, learning_rate=5e-4, warmup=150, final_rate=0.03, weight_decay=0.01, ema=0.998, checkpoint_every=200, seed=15
 )
 
 
