@@ -74,7 +74,7 @@ def scene():
     return (q, k, v), keys, values, c
 
 
-def bias_of(mode, c, b=Settings().class_strength):
+def bias_of(mode, c, b=Settings.class_strength):
     c = c.block()[:, None]
     if mode == "class_bias":
         return b * (c - 0.25)
