@@ -91,7 +91,12 @@ def test_the_api_form_of_every_example_stays_as_it_was_released(path, object_inf
     assert kept.exists(), (
         f"Keep the API form: python3 dev.py convert {path.relative_to(live.ROOT)} > {kept.relative_to(live.ROOT)}"
     )
-    assert to_prompt(live.read(path), object_info) == live.read(kept)
+    assert _without_titles(to_prompt(live.read(path), object_info)) == _without_titles(live.read(kept))
+
+
+def _without_titles(prompt):
+    """A prompt without the nodes' titles, which are the host's words and change with it."""
+    return {key: {name: value for name, value in node.items() if name != "_meta"} for key, node in prompt.items()}
 
 
 @pytest.mark.parametrize("path", live.EXAMPLES, ids=lambda path: path.stem)
