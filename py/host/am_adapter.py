@@ -23,6 +23,7 @@ from .am_adapter_exemplar import Pictures
 from .am_adapter_inputs import Target, exemplar_pictures, target_of
 from .schedule import PercentRange
 from .scope import Run
+from .slots import of_own_rows
 
 LOAD = "Load AM-Adapter"
 NODE = "Apply AM-Adapter"
@@ -267,8 +268,8 @@ def read_exemplars(executor: Any, *args: Any, **kwargs: Any) -> Any:
 
 
 def _attend(options: dict) -> Attend:
-    """The host's attention for rows of our own making: all of them conditional, whatever the whole call holds."""
-    ours = {**options, "cond_or_uncond": [0]}
+    """The host's attention with a mask, for rows of our own making."""
+    ours = of_own_rows(options)
 
     def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         return optimized_attention(

@@ -27,6 +27,7 @@ from ..semantic.semantic_map import SemanticMap
 from . import grids, hooks, notices, padding, scope
 from .schedule import PercentRange
 from .scope import Run
+from .slots import of_own_rows
 
 NODE = "Class-Adaptive Attention"
 WHOLE_RUN = PercentRange()
@@ -233,8 +234,8 @@ class ClassPlaces(_ClassTechnique):
 
 
 def _attend(options: dict) -> Attend:
-    """The host's attention for rows of our own making: all of them conditional, whatever the whole call holds."""
-    ours = {**options, "cond_or_uncond": [0]}
+    """The host's attention with a mask, for rows of our own making."""
+    ours = of_own_rows(options)
 
     def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         mask = mask if mask is None else mask.expand(q.shape[0], -1, -1)

@@ -5,6 +5,7 @@ Here: what both ways share, and the weight-free one (`py/ifadapter/attention.py`
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -53,7 +54,7 @@ class Layout:
 
 
 @dataclass(frozen=True, eq=False)
-class _LayoutTechnique:
+class _LayoutTechnique(ABC):
     """What both hooks share: the window of the schedule, the rows and places of a call."""
 
     layout: Layout
@@ -79,9 +80,9 @@ class _LayoutTechnique:
                 change[rows] = found
         return change
 
+    @abstractmethod
     def change(self, run: Run, part: grids.Rows, q: Tensor, k: Tensor, v: Tensor, options: dict, text: Tensor) -> Tensor | None:
         """What to add to the text attention of these rows; None for nothing."""
-        raise NotImplementedError
 
 
 class RegionalText(_LayoutTechnique):

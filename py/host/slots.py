@@ -108,9 +108,14 @@ def plain_attention(q: Tensor, k: Tensor, v: Tensor, options: dict) -> Tensor:
     )
 
 
+def of_own_rows(options: dict) -> dict:
+    """Options for the host's attention over rows of our own making: all of them conditional, whatever the whole call holds."""
+    return {**options, "cond_or_uncond": [0]}
+
+
 def attention_of_own_rows(options: dict) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-    """The host's attention for rows of our own making: all of them conditional, whatever the whole call holds."""
-    ours = {**options, "cond_or_uncond": [0]}
+    """`plain_attention` for rows of our own making."""
+    ours = of_own_rows(options)
 
     def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return plain_attention(q, k, v, ours)
