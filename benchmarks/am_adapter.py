@@ -7,16 +7,13 @@ Time is processor time, memory the growth of the process while it runs.
 
 from __future__ import annotations
 
-import ctypes
 import statistics
-import threading
-import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
+from pack.benchmarks.measure import STATM, at_most, peak_growth, seconds
 from pack.py.am_adapter.agreement import agreement
 from pack.py.am_adapter.attention import Exemplar, Settings, augmented_attention, match, matching_grid
 from pack.py.am_adapter.model import Encoder, Matcher
@@ -29,7 +26,6 @@ from pack.py.playground.evaluation import as_images
 KIND = "speed"
 HEADS = 8
 MOST_TIME, MOST_MEMORY, MOST_RUN = 0.5, 0.1, 1.4
-STATM = Path("/proc/self/statm")
 
 
 def figures(quick: bool) -> Iterator[dict]:
@@ -59,13 +55,12 @@ def _attention(side: int, width: int, repeats: int) -> Iterator[dict]:
         return _textbook(encoder, q, k, v, kx, vx, same, side, small[0])
 
     torch.testing.assert_close(ours(), dense(), rtol=1e-3, atol=1e-3)
-    seconds = [statistics.median(_seconds(call) for _ in range(repeats)) for call in (ours, dense)]
-    yield _at_most(f"AM-Adapter, matched attention of {side * side} places, time against the textbook form", seconds, MOST_TIME)
+    times = [statistics.median(seconds(call) for _ in range(repeats)) for call in (ours, dense)]
+    name = f"AM-Adapter, matched attention of {side * side} places"
+    yield at_most(f"{name}, time against the textbook form", times[0] / times[1], "x", MOST_TIME)
     if STATM.exists():
-        grown = [_bytes(call) for call in (ours, dense)]
-        yield _at_most(
-            f"AM-Adapter, matched attention of {side * side} places, peak memory against the textbook form", grown, MOST_MEMORY
-        )
+        grown = [peak_growth(call)[0] for call in (ours, dense)]
+        yield at_most(f"{name}, peak memory against the textbook form", grown[0] / grown[1], "x", MOST_MEMORY)
 
 
 def _run(pairs: int) -> dict:
@@ -76,12 +71,12 @@ def _run(pairs: int) -> dict:
     prompt = studio.encode("a street")
     studio.sample(studio.model, prompt, 0, steps=1)
     studio.sample(patched, prompt, 0)  # fills the store
-    seconds: list[list[float]] = [[], []]
+    both: list[list[float]] = [[], []]
     for _ in range(pairs):
-        for times, model in zip(seconds, (patched, studio.model)):
-            times.append(_seconds(lambda: studio.sample(model, prompt, 0)))
+        for times, model in zip(both, (patched, studio.model)):
+            times.append(seconds(lambda: studio.sample(model, prompt, 0)))
     name = f"AM-Adapter, {STEPS} steps with a warm store against plain sampling ({am_adapter_cache.store().size() / 1e6:.0f} MB kept)"
-    return _at_most(name, [statistics.median(times) for times in seconds], MOST_RUN)
+    return at_most(name, statistics.median(both[0]) / statistics.median(both[1]), "x", MOST_RUN)
 
 
 def _textbook(encoder: Encoder, q, k, v, kx, vx, same, side: int, small: int) -> torch.Tensor:
@@ -113,38 +108,3 @@ def _resized(matrix: torch.Tensor, side: int, to: int) -> torch.Tensor:
         matrix = rearrange(pictures, "(b n) r h w -> b n (h w) r", n=HEADS)
     assert matrix.shape[0] * matrix.shape[1] == count
     return matrix
-
-
-def _seconds(call: Callable) -> float:
-    start = time.process_time()
-    call()
-    return time.process_time() - start
-
-
-def _bytes(call: Callable) -> float:
-    """By how much the process grows at most while this runs."""
-    if hasattr(ctypes.CDLL(None), "malloc_trim"):
-        ctypes.CDLL(None).malloc_trim(0)
-    done, most, before = threading.Event(), [0], _resident()
-
-    def watch() -> None:
-        while not done.wait(0.002):
-            most[0] = max(most[0], _resident())
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    try:
-        call()
-    finally:
-        done.set()
-        watcher.join()
-    return max(1, most[0] - before)
-
-
-def _resident() -> int:
-    return 4096 * int(STATM.read_text().split()[1])
-
-
-def _at_most(name: str, pair: list[float], most: float) -> dict:
-    ratio = pair[0] / pair[1]
-    return {"name": name, "value": ratio, "unit": "x", "target": f"<= {most:g}", "ok": ratio <= most}

@@ -7,17 +7,15 @@ thread, memory the growth of the process while it runs. The patch is on a full-s
 
 from __future__ import annotations
 
-import ctypes
 import statistics
 import sys
-import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import comfy.supported_models
 import torch
 from einops import rearrange
+from pack.benchmarks.measure import STATM, at_most, one_thread, peak_growth, seconds
 from pack.py.ca2sis import codes, model
 from pack.py.ca2sis.model import Config, Generator
 from pack.py.host import ca2sis_attention
@@ -29,19 +27,14 @@ ROOT = Path(__file__).resolve().parents[1]
 KIND = "speed"
 MOST_TIME, MOST_MEMORY, MOST_STEP = 0.5, 0.35, 1.3
 CLASSES = ("backdrop", "sky", "grass", "road", "house", "tree", "car", "person")
-STATM = Path("/proc/self/statm")
 
 
 def figures(quick: bool) -> Iterator[dict]:
     """Every figure; `quick` repeats less and uses a picture of 256x256 for the patch."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with one_thread():
         with torch.no_grad():
             yield from _generator(1 if quick else 3)
         yield _patch(1 if quick else 3, 256 if quick else 512)
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _generator(repeats: int) -> Iterator[dict]:
@@ -62,13 +55,13 @@ def _generator(repeats: int) -> Iterator[dict]:
             model.attend, model.SLICE = kept
 
     torch.testing.assert_close(ours(), textbook(), rtol=1e-3, atol=1e-3)
-    whole, plain = ([_seconds(call) for _ in range(repeats)] for call in (ours, textbook))
+    whole, plain = ([seconds(call) for _ in range(repeats)] for call in (ours, textbook))
     name = "CA2-SIS, encode and draw at 256x256"
-    yield _at_most(f"{name}, time against the textbook form", statistics.median(whole) / statistics.median(plain), MOST_TIME)
+    yield at_most(f"{name}, time against the textbook form", statistics.median(whole) / statistics.median(plain), "x", MOST_TIME)
     if STATM.exists():
-        grown = [_bytes(call) for call in (ours, textbook)]
-        yield _at_most(f"{name}, peak memory against the textbook form", grown[0] / grown[1], MOST_MEMORY)
-    again = statistics.median(_seconds(lambda: generator.decode(shape, style)) for _ in range(repeats))
+        grown = [peak_growth(call)[0] for call in (ours, textbook)]
+        yield at_most(f"{name}, peak memory against the textbook form", grown[0] / grown[1], "x", MOST_MEMORY)
+    again = statistics.median(seconds(lambda: generator.decode(shape, style)) for _ in range(repeats))
     yield {
         "name": "an edited style with cached codes, against encode and draw",
         "value": again / statistics.median(whole),
@@ -99,11 +92,12 @@ def _patch(pairs: int, side: int) -> dict:
     times: list[list[float]] = [[], []]
     for _ in range(pairs):
         for found, unet in zip(times, (patched, plain)):
-            found.append(_seconds(lambda: tiny.sample(unet, steps=1, size=(side // 8, side // 8))))
+            found.append(seconds(lambda: tiny.sample(unet, steps=1, size=(side // 8, side // 8))))
     ratio = statistics.median(times[0]) / statistics.median(times[1])
-    return _at_most(
+    return at_most(
         f"class-adaptive attention, {len(CLASSES)} classes, SD1.5 at {side}x{side}, a step against the plain one",
         ratio,
+        "x",
         MOST_STEP,
     )
 
@@ -122,37 +116,3 @@ def _random(generator: Generator) -> Generator:
         else:
             value.normal_(mean=float(name.endswith("weight")), std=0.1, generator=source)
     return generator
-
-
-def _seconds(call: Callable) -> float:
-    start = time.process_time()
-    call()
-    return time.process_time() - start
-
-
-def _bytes(call: Callable) -> float:
-    """By how much the process grows at most while this runs."""
-    if hasattr(ctypes.CDLL(None), "malloc_trim"):
-        ctypes.CDLL(None).malloc_trim(0)
-    done, most, before = threading.Event(), [0], _resident()
-
-    def watch() -> None:
-        while not done.wait(0.002):
-            most[0] = max(most[0], _resident())
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    try:
-        call()
-    finally:
-        done.set()
-        watcher.join()
-    return max(1, most[0] - before)
-
-
-def _resident() -> int:
-    return 4096 * int(STATM.read_text().split()[1])
-
-
-def _at_most(name: str, value: float, most: float) -> dict:
-    return {"name": name, "value": value, "unit": "x", "target": f"<= {most:g}", "ok": value <= most}

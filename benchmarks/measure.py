@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import statistics
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
+
+STATM = Path("/proc/self/statm")  # where it is missing, memory is not measured
 
 
 @contextmanager
@@ -21,15 +27,47 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
+def seconds(run: Callable[[], object]) -> float:
+    """Processor seconds of a call."""
+    start = time.process_time()
+    run()
+    return time.process_time() - start
+
+
+def resident() -> tuple[int, ...]:
+    """Bytes of the process that are in memory."""
+    return (4096 * int(STATM.read_text().split()[1]),)
+
+
+def peak_growth(run: Callable[[], object], held: Callable[[], tuple[int, ...]] = resident) -> list[int]:
+    """By how much each of these grows at most while a call runs; at least 1, to divide by."""
+    gc.collect()
+    if hasattr(ctypes.CDLL(None), "malloc_trim"):
+        ctypes.CDLL(None).malloc_trim(0)  # what was freed before must not hide what is needed now
+    done, before = threading.Event(), held()
+    most = [1] * len(before)
+
+    def watch() -> None:
+        while not done.wait(0.002):
+            most[:] = (max(high, now - old) for high, now, old in zip(most, held(), before))
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        run()
+    finally:
+        done.set()
+        watcher.join()
+    return most
+
+
 def milliseconds(run: Callable[[], object], repeats: int) -> float:
     """The median cost of a call. If there are several, one before them builds tables."""
     if repeats > 1:
         run()
     costs = []
     for _ in range(repeats):
-        start = time.process_time()
-        run()
-        costs.append(1000 * (time.process_time() - start))
+        costs.append(1000 * seconds(run))
     return statistics.median(costs)
 
 

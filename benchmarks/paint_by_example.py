@@ -7,17 +7,14 @@ own memory; pages of mapped files, which the system may drop at any time, are co
 
 from __future__ import annotations
 
-import ctypes
-import gc
 import tempfile
-import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import comfy.sample
 import folder_paths
 import torch
+from pack.benchmarks.measure import peak_growth, seconds
 from pack.py.host import folders, paint_by_example, paint_by_example_stitch
 from pack.tests.host import exemplars
 
@@ -122,23 +119,6 @@ def _resident() -> tuple[int, int]:
 
 def _measured(call: Callable[[], object]) -> tuple[float, int, int]:
     """Processor seconds of a call, and how far own memory and mapped files grew while it ran."""
-    gc.collect()
-    if hasattr(ctypes.CDLL(None), "malloc_trim"):
-        ctypes.CDLL(None).malloc_trim(0)  # what was freed before must not hide what is needed now
-    before, most, done = _resident(), [0, 0], threading.Event()
-
-    def watch() -> None:
-        while not done.wait(0.005):
-            for place, now in enumerate(_resident()):
-                most[place] = max(most[place], now - before[place])
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    started = time.process_time()
-    try:
-        call()
-        seconds = time.process_time() - started
-    finally:
-        done.set()
-        watcher.join()
-    return seconds, most[0], most[1]
+    times: list[float] = []
+    own, mapped = peak_growth(lambda: times.append(seconds(call)), _resident)
+    return times[0], own, mapped

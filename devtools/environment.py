@@ -105,13 +105,12 @@ def _install(environment: Environment, name: str, arguments: list[str], version:
     digest = hashlib.sha256(version.encode())
     for argument in arguments:
         digest.update(Path(argument).read_bytes() if argument.endswith(".txt") else argument.encode())
-    key = name.split(" ")[1] if name.startswith("what ") else name
     stamp = _stamp(environment)
-    if stamp["steps"].get(key) == digest.hexdigest():
+    if stamp["steps"].get(name) == digest.hexdigest():
         return
     with step(f"Installing {name}"):
-        pip(environment.python, "install", *arguments, log=RUNS / "logs" / f"install-{key}.log")
-    stamp["steps"][key] = digest.hexdigest()
+        pip(environment.python, "install", *arguments, log=RUNS / "logs" / f"install-{name.replace(' ', '-')}.log")
+    stamp["steps"][name] = digest.hexdigest()
     (environment.folder / STAMP).write_text(json.dumps(stamp, indent=1), encoding="utf-8")
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import logging
 import os
 import sys
 import types
@@ -48,7 +49,18 @@ def figures(module: str, quick: bool) -> int:
     return 0
 
 
+def show_progress() -> None:
+    """Let the pack's own messages be seen; the host sets up the root logger as soon as it is imported, without them."""
+    ours = logging.getLogger("exemplary")
+    ours.setLevel(logging.INFO)
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    ours.addHandler(handler)
+    ours.propagate = False
+
+
 if __name__ == "__main__":
+    show_progress()
     if sys.argv[1] == "--figures":
         sys.exit(figures(sys.argv[2], "--quick" in sys.argv))
     sys.exit(load(sys.argv[1]).main(sys.argv[2:]))

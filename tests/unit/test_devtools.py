@@ -187,6 +187,9 @@ def test_steps_are_stamped_and_only_changed_requirements_run_again(stand_in, mon
     (stand_in / "requirements.txt").write_text("numpy>=2\n")
     environment.prepare(host, **options, dev=True)
     assert len(ran) == 6  # the host's and the tests' requirements
+    environment.prepare(host, **options)
+    environment.prepare(host, **options, dev=True)
+    assert len(ran) == 6  # no step has taken another one's stamp
 
 
 def _stamp(folder: Path, version: str) -> None:
