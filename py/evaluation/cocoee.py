@@ -115,7 +115,6 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--clip", required=True, help="the folder of a CLIP model; papers use ViT-B/32")
     parser.add_argument("--real", type=Path, help="a folder of real pictures, for CLIP-FID and QS")
     options = parser.parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
         embed, rows = clip_embedders(options.clip)[0], []
         for result in options.results:

@@ -13,6 +13,7 @@ from ..playground.evaluation import as_images
 from ..playground.recipes.am_adapter import BARE
 from ..playground.scene import Scene
 from ..semantic.palettes import named_palette
+from ..semantic.retrieval import rank, summarise
 from ..semantic.semantic_map import SemanticMap
 from . import am_adapter, am_adapter_controlnext, folders
 from .playground_evaluation import Studio, records
@@ -45,6 +46,12 @@ def way(studio: Studio, control: Any, mode: str | None, adapter: Any = None) -> 
     return paint
 
 
+def retrieved(exemplars: Sequence[Scene], targets: Sequence[Scene]) -> list[Scene]:
+    """Retrieve Exemplar's first choice for each target."""
+    summaries = summarise([map_of(scene) for scene in exemplars])
+    return [exemplars[int(rank(map_of(scene), summaries).order[0])] for scene in targets]
+
+
 def figures(quick: bool) -> Iterator[dict]:
     """Every figure of AM-Adapter. `quick` takes six pairs, too few for the bounds, which are then left away."""
     folders.register()
@@ -57,4 +64,4 @@ def figures(quick: bool) -> Iterator[dict]:
         transfer.CLASS: way(studio, control, "class_bias"),
         transfer.MATCHER: way(studio, control, "matcher", adapter),
     }
-    yield from records(transfer.transfer_figures(studio.judge, ways, 6 if quick else 100), quick)
+    yield from records(transfer.transfer_figures(studio.judge, ways, retrieved, 6 if quick else 100), quick)

@@ -263,7 +263,6 @@ def read_config(text: str) -> dict[str, Any]:
 
 def main(arguments: list[str]) -> int:
     """`--config FILE`."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     try:
         train_stage(read_config(Path(arguments[arguments.index("--config") + 1]).read_text(encoding="utf-8")))
     except ValueError as error:

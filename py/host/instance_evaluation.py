@@ -135,7 +135,6 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--vlm", default="", help="the folder of a vision-language model")
     parser.add_argument("--clip", default="", help="playground, or the folder of a CLIP model")
     options = parser.parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
         judge = judge_named(options.judge, options.vlm)
         embed = None

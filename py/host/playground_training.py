@@ -87,7 +87,6 @@ def main(arguments: list[str]) -> int:
     if unknown:
         log.error("There is no stage %r. The stages are: %s.", unknown[0], ", ".join(runs))
         return 2
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     for stage in arguments or list(runs):
         log.info("playground: %s", stage)
         runs[stage](CHECKPOINTS)

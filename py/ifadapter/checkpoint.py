@@ -143,7 +143,6 @@ def convert(source: str | Path, target: str | Path | None = None) -> Path:
 
 def main(arguments: list[str]) -> int:
     """Convert FILE [TARGET] to our own layout; `dev.py convert-weights ifadapter FILE`. Returns the exit code."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
         log.info("%s is written.", convert(*arguments[:2]))
     except ValueError as error:

@@ -21,6 +21,9 @@ MOST_DISTANCE = 0.5
 
 ALONE, CONCAT, CLASS, MATCHER = "ControlNeXt alone", "concat_only", "class_bias", "matcher"
 
+#: Chooses one of the exemplars for each target: (exemplars, targets) -> exemplars.
+Choose = Callable[[Sequence[Scene], Sequence[Scene]], Sequence[Scene]]
+
 
 def pairs(count: int) -> tuple[list[Scene], list[Scene]]:
     """Held-out exemplars and targets."""
@@ -69,8 +72,11 @@ def _large(labels: Tensor) -> list[int]:
     return (counts >= LEAST_SHARE * labels.numel()).nonzero().flatten().tolist()
 
 
-def transfer_figures(judge: Judge, ways: dict[str, PaintPairs], count: int = 100) -> list[Figure]:
-    """Map agreement and colour distance of each way to paint; the bounds between them where the ways are there."""
+def transfer_figures(judge: Judge, ways: dict[str, PaintPairs], choose: Choose, count: int = 100) -> list[Figure]:
+    """Map agreement and colour distance of each way to paint; the bounds between them where the ways are there.
+
+    `choose` takes its pick among all exemplars of the pairs, against the one that a target has been given by lot.
+    """
     exemplars, targets = pairs(count)
     agreement, distance = {}, {}
     for name, paint in ways.items():
@@ -89,4 +95,11 @@ def transfer_figures(judge: Judge, ways: dict[str, PaintPairs], count: int = 100
         if better in ways and worse in ways:
             ratio = distance[better] / distance[worse]
             figures.append(Figure(f"{what}: colour distance, {better} against {worse}", ratio, "times", at_most=most))
-    return figures
+    chosen = choose(exemplars, targets)
+    images = ways[best](chosen, targets, list(range(count)))
+    ratio = colour_distance(images, chosen, targets) / distance[best]
+    return [
+        *figures,
+        Figure(f"{what}: mIoU, {best} with the retrieved exemplar", map_agreement(judge, images, targets), "%"),
+        Figure(f"{what}: colour distance, retrieved exemplar against a random one", ratio, "times", at_most=1.0),
+    ]

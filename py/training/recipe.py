@@ -90,7 +90,6 @@ def command(technique: str, kind: type[R], train: Callable[[R], Any], arguments:
     """`dev.py train <technique> --config FILE`. Returns the exit code."""
     parser = argparse.ArgumentParser(prog=f"train {technique}")
     parser.add_argument("--config", required=True, type=Path)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     log.setLevel(logging.INFO)  # the host may have set up logging already, for warnings only
     try:
         train(kind.from_file(parser.parse_args(arguments).config))

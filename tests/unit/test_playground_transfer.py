@@ -31,8 +31,10 @@ def test_a_picture_has_no_distance_to_itself_and_some_to_another():
 
 def test_bounds_are_between_the_ways_that_are_there():
     exemplar_look = {name: lambda e, t, s: as_images(t) for name in (transfer.ALONE, transfer.CONCAT, transfer.CLASS)}
-    figures = {f.name.split(": ")[1]: f for f in transfer.transfer_figures(Judge().eval(), exemplar_look, 2)}
+    found = transfer.transfer_figures(Judge().eval(), exemplar_look, lambda exemplars, targets: targets, 2)
+    figures = {f.name.split(": ")[1]: f for f in found}
     assert figures["mIoU lost, class_bias against ControlNeXt alone"].value == 0
     assert figures["colour distance, class_bias against concat_only"].record()["ok"]
     assert not figures["colour distance, class_bias against ControlNeXt alone"].record()["ok"]
+    assert figures["colour distance, retrieved exemplar against a random one"].value == 0
     assert not any("matcher" in name for name in figures)
