@@ -20,6 +20,8 @@ from .playground_evaluation import Studio, records
 
 KIND = "quality"
 NEEDS = ["am_adapter/playground_controlnext", "am_adapter/playground_controlnext_unet", "am_adapter/playground_matcher"]
+#: What suits the playground's matcher, found on streets that are not the measured ones; the weight-free modes take the node's defaults.
+MATCHER_SETTINGS: dict[str, Any] = {"source": "clean", "balance": 0.5}
 
 
 def map_of(scene: Scene) -> SemanticMap:
@@ -27,8 +29,11 @@ def map_of(scene: Scene) -> SemanticMap:
     return SemanticMap(torch.from_numpy(scene.labels)[None], named_palette("playground"))
 
 
-def way(studio: Studio, control: Any, mode: str | None, adapter: Any = None) -> transfer.PaintPairs:
-    """A way to paint: ControlNeXt, and an exemplar read in this mode unless it is None. The prompt says nothing about colours."""
+def way(studio: Studio, control: Any, mode: str | None, adapter: Any = None, **settings: Any) -> transfer.PaintPairs:
+    """A way to paint: ControlNeXt, and an exemplar read in this mode unless it is None. The prompt says nothing about colours.
+
+    `settings` are Apply AM-Adapter's.
+    """
 
     @torch.inference_mode()  # as the host runs nodes
     def paint(exemplars: Sequence[Scene], targets: Sequence[Scene], seeds: Sequence[int]) -> Tensor:
@@ -38,7 +43,7 @@ def way(studio: Studio, control: Any, mode: str | None, adapter: Any = None) -> 
             if mode is not None:
                 image = as_images([exemplar]).movedim(1, -1)
                 model = am_adapter.apply(
-                    model, studio.vae, image, map_of(exemplar), map_of(target), mode, adapter=adapter, cache_mb=0
+                    model, studio.vae, image, map_of(exemplar), map_of(target), mode, adapter=adapter, cache_mb=0, **settings
                 )
             pictures.append(studio.sample(model, prompt, seed))
         return torch.cat(pictures)
@@ -62,6 +67,6 @@ def figures(quick: bool) -> Iterator[dict]:
         transfer.ALONE: way(studio, control, None),
         transfer.CONCAT: way(studio, control, "concat_only"),
         transfer.CLASS: way(studio, control, "class_bias"),
-        transfer.MATCHER: way(studio, control, "matcher", adapter),
+        transfer.MATCHER: way(studio, control, "matcher", adapter, **MATCHER_SETTINGS),
     }
     yield from records(transfer.transfer_figures(studio.judge, ways, retrieved, 6 if quick else 100), quick)

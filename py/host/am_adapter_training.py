@@ -1,13 +1,13 @@
 """Trains ControlNeXt (stage 1) and the matcher (stage 2) inside the host's own UNet, on the loop that all trainers share.
 
-`dev.py train am_adapter --config FILE` runs `main` on a user's pictures. The file is JSON; CONFIG says what may stand in it.
+`dev.py train am_adapter --config FILE` runs `main` on a user's pictures; the file is JSON with the fields of `Recipe`.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +26,9 @@ from ..am_adapter.training import begin_as_class_bias_, noise_loss, second_view,
 from ..semantic.palettes import VOID, named_palette
 from ..semantic.semantic_map import SemanticMap
 from ..semantic.snapping import snap_to_palette
-from ..training.loop import Schedule, fit
+from ..training.loop import fit
 from ..training.pairs import Pair, find_pairs
+from ..training.recipe import FromFile, command
 from . import hooks
 from .am_adapter import PARTS
 from .am_adapter_controlnext import PATCH, first_halving
@@ -35,25 +36,65 @@ from .am_adapter_exemplar import Recorder
 
 log = logging.getLogger("exemplary")
 
-STAGES = ("controlnext", "matcher")
-#: Every entry of a configuration file with its default; None must be given.
-CONFIG: dict[str, Any] = {
-    "stage": None,  # one of STAGES
-    "checkpoint": None,  # path of a Stable Diffusion 1.5 checkpoint
-    "pairs": None,  # path of a folder or of *.tar shards, see py/training/pairs.py
-    "output": None,  # path of the .safetensors file to write; checkpoints of the training stand beside it
-    "palette": "Cityscapes / BDD100K",
-    "controlnext": "",  # stage matcher: path of the finished ControlNeXt
-    "train_unet": False,  # stage controlnext: train the UNet as well; its increments are written to <output>_unet.safetensors
-    "prompt": "",  # for pictures without a caption
-    "drop_captions": 0.1,  # stage matcher never reads captions, so that the look must come from the exemplar
-    "size": 512,
-    "batch": 1,
-    "steps": 20000,
-    "learning_rate": 1e-4,
-    "mixed_precision": "no",
-    "seed": 0,
-}
+CONTROLNEXT, MATCHER = "controlnext", "matcher"
+
+
+@dataclass(frozen=True)
+class Recipe(FromFile):
+    """What a user writes into the configuration file.
+
+    Args:
+        stage: "controlnext", then "matcher".
+        base: the path of a Stable Diffusion 1.5 checkpoint.
+        data: the path of a folder or of .tar shards with pictures and maps; see `training.pairs`.
+        output: the folder for checkpoints and the network, <name>.safetensors. A run that is there is resumed.
+        name: by default the stage.
+        palette: that the maps are drawn in.
+        controlnext: for the stage matcher, the path of the finished ControlNeXt.
+        train_unet: in the stage controlnext, train the UNet as well; its increments are written to <name>_unet.safetensors.
+        prompt: for pictures without a caption, and for all in the stage matcher, where the look must come from the exemplar.
+        drop_captions: how often a picture has no prompt at all.
+    """
+
+    stage: str
+    base: str
+    data: str
+    output: str
+    name: str = ""
+    palette: str = "Cityscapes / BDD100K"
+    controlnext: str = ""
+    train_unet: bool = False
+    prompt: str = ""
+    drop_captions: float = 0.1
+    resolution: int = 512
+    batch: int = 1
+    accumulation: int = 1
+    steps: int = 20_000
+    learning_rate: float = 1e-4
+    warmup: int = 200
+    mixed_precision: str = "no"
+    seed: int = 0
+    checkpoint_every: int = 250
+
+    def __post_init__(self) -> None:
+        if self.stage not in (CONTROLNEXT, MATCHER):
+            raise ValueError(f"stage is {self.stage!r}; it must be {CONTROLNEXT!r} or {MATCHER!r}.")
+        if self.drop_captions > 1:
+            raise ValueError(f"drop_captions is {self.drop_captions}; it is a share, from 0 to 1.")
+        if self.stage == MATCHER and not self.controlnext:
+            raise ValueError(
+                f"the stage {MATCHER} needs controlnext, the path of the file that the stage {CONTROLNEXT} has written."
+            )
+        if self.stage == MATCHER and self.train_unet:
+            raise ValueError(
+                f"train_unet is for the stage {CONTROLNEXT}; the stage {MATCHER} trains nothing but the matcher. Remove it."
+            )
+
+    @property
+    def file(self) -> Path:
+        """What is trained."""
+        return Path(self.output) / f"{self.name or self.stage}.safetensors"
+
 
 #: (noisy latents [b, c, h, w], timesteps [b], context [b, m, c], maps' colours [b, 3, h, w]) -> the predicted noise.
 Controlled = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
@@ -125,11 +166,11 @@ class MatchedUNet:
 class Studio:
     """A checkpoint taken apart for training, and pictures as it reads them."""
 
-    def __init__(self, config: dict[str, Any]) -> None:
-        model, clip, vae = comfy.sd.load_checkpoint_guess_config(config["checkpoint"])[:3]
-        self.model, self.clip, self.vae, self.config = model.model, clip, vae, config
+    def __init__(self, recipe: Recipe) -> None:
+        model, clip, vae = comfy.sd.load_checkpoint_guess_config(recipe.base)[:3]
+        self.model, self.clip, self.vae, self.side = model.model, clip, vae, recipe.resolution
         self.unet: nn.Module = model.model.diffusion_model.float().requires_grad_(False)
-        self.palette = named_palette(config["palette"])
+        self.palette = named_palette(recipe.palette)
         self.alphas = 1 / (1 + model.model.model_sampling.sigmas.float() ** 2)
         self._contexts: dict[str, Tensor] = {}
         _place(self.unet)
@@ -144,7 +185,7 @@ class Studio:
         """A random square of a pair at its own scale (smaller pictures are enlarged): picture [3, s, s], labels [s, s], caption."""
         picture, coloured, text = pair.load()
         labels = snap_to_palette(coloured[None], self.palette).labels[0]
-        side = self.config["size"]
+        side = self.side
         factor = max(1.0, side / min(picture.shape[:2]))
         h, w = (max(side, round(factor * edge)) for edge in picture.shape[:2])
         picture = F.interpolate(rearrange(picture, "h w c -> 1 c h w"), (h, w), mode="bilinear", antialias=True)[0]
@@ -163,31 +204,24 @@ class Studio:
         return rearrange(SemanticMap(labels, self.palette).to_image(), "b h w c -> b c h w")
 
 
-def train_stage(config: dict[str, Any]) -> None:
+def train(recipe: Recipe) -> None:
     """Train one stage and write its file."""
-    studio, pairs, output = Studio(config), find_pairs(Path(config["pairs"])), Path(config["output"])
-    log.info("%s: %d pairs", config["stage"], len(pairs))
-    torch.manual_seed(config["seed"])
+    studio, pairs, output = Studio(recipe), find_pairs(Path(recipe.data)), recipe.file
+    log.info("%s: %d pairs", recipe.stage, len(pairs))
+    torch.manual_seed(recipe.seed)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     studio.unet.to(device)
-    schedule = Schedule(
-        config["steps"],
-        config["learning_rate"],
-        warmup=min(200, config["steps"] // 10 + 1),
-        mixed_precision=config["mixed_precision"],
-        seed=config["seed"],
-    )
-    first = config["stage"] == STAGES[0]
+    first = recipe.stage == CONTROLNEXT
     modules: dict[str, nn.Module]
     if first:
         control = ControlNeXt(ControlNeXtLayout(out_channels=_place(studio.unet)[1]))
         predict: Any = controlled(studio.unet, control)
         modules = {"control": control}
-        if config["train_unet"]:
+        if recipe.train_unet:
             before = {name: weight.detach().cpu().clone() for name, weight in studio.unet.state_dict().items()}
             modules["unet"] = studio.unet.requires_grad_(True)
     else:
-        control = load_controlnext(comfy.utils.load_torch_file(config["controlnext"], safe_load=True))
+        control = load_controlnext(comfy.utils.load_torch_file(recipe.controlnext, safe_load=True))
         control.float().requires_grad_(False).eval().to(device)
         heads = next(iter(hooks.attention_blocks(studio.unet).values())).attn1.heads
         matcher = Matcher(MatcherLayout(heads=heads))
@@ -196,12 +230,12 @@ def train_stage(config: dict[str, Any]) -> None:
         modules = {"matcher": matcher}
 
     def loss(_: int, rng: torch.Generator) -> Tensor:
-        rows = torch.randint(len(pairs), (config["batch"],), generator=rng).tolist()
+        rows = torch.randint(len(pairs), (recipe.batch,), generator=rng).tolist()
         views = [studio.view(pairs[row], rng) for row in rows]
         labels = torch.stack([label for _, label, _ in views])
         latent = studio.latents(torch.stack([picture for picture, _, _ in views]))
-        texts = [text or config["prompt"] for _, _, text in views] if first else [config["prompt"]] * len(views)
-        dropped = torch.rand(len(views), generator=rng) < config["drop_captions"]
+        texts = [text or recipe.prompt for _, _, text in views] if first else [recipe.prompt] * len(views)
+        dropped = torch.rand(len(views), generator=rng) < recipe.drop_captions
         contexts = [studio.context("" if drop else text) for text, drop in zip(texts, dropped)]
         if len({context.shape for context in contexts}) > 1:  # captions of different lengths: the longest counts
             most = max(context.shape[1] for context in contexts)
@@ -221,12 +255,12 @@ def train_stage(config: dict[str, Any]) -> None:
         exemplar = (noisy, other_labels.to(device), studio.hints(other_labels).to(device))
         return noise_loss(lambda x, t: predict(x, t, context, labels, hint, exemplar), latent, t, noise, alphas)
 
-    fit(output.stem, modules, loss, schedule, output.parent)
+    fit(output.stem, modules, loss, recipe.schedule, output.parent)
     if first:
         _write(output, control.state_dict())
     else:
         _write(output, matcher.state_dict(), matcher_metadata(matcher.layout, CORRECTED))
-    if first and config["train_unet"]:
+    if first and recipe.train_unet:
         now = studio.unet.state_dict()
         increments = {name: now[name].cpu() - weight for name, weight in before.items()}
         _write(output.with_name(f"{output.stem}_unet.safetensors"), increments)
@@ -238,34 +272,6 @@ def _write(path: Path, state: dict[str, Tensor], metadata: dict[str, str] | None
     log.info("wrote %s", path)
 
 
-def read_config(text: str) -> dict[str, Any]:
-    """A configuration with its defaults. Raises ValueError naming what is missing, unknown or of the wrong kind."""
-    try:
-        given = json.loads(text)
-    except ValueError as error:
-        raise ValueError(f"am_adapter training: the configuration is no JSON ({error}).") from error
-    unknown = sorted(set(given) - set(CONFIG))
-    missing = [name for name, default in CONFIG.items() if default is None and not given.get(name)]
-    if unknown or missing:
-        what = f"unknown: {', '.join(unknown)}" if unknown else f"missing: {', '.join(missing)}"
-        raise ValueError(f"am_adapter training: {what}. A configuration may hold {', '.join(CONFIG)}.")
-    config = {**CONFIG, **given}
-    if config["stage"] not in STAGES:
-        raise ValueError(f"am_adapter training: stage is {config['stage']!r}; choose one of {', '.join(STAGES)}.")
-    if config["stage"] == STAGES[1] and not config["controlnext"]:
-        raise ValueError(
-            "am_adapter training: the stage matcher needs controlnext, the path of the file that stage 1 has written."
-        )
-    if config["size"] % 64 or config["size"] < 64 or config["batch"] < 1 or config["steps"] < 1:
-        raise ValueError("am_adapter training: size must be a multiple of 64, batch and steps at least 1.")
-    return config
-
-
 def main(arguments: list[str]) -> int:
-    """`--config FILE`."""
-    try:
-        train_stage(read_config(Path(arguments[arguments.index("--config") + 1]).read_text(encoding="utf-8")))
-    except ValueError as error:
-        log.error("%s", error)
-        return 2
-    return 0
+    """`dev.py train am_adapter --config FILE`. Returns the exit code."""
+    return command("am_adapter", Recipe, train, arguments)

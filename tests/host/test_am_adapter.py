@@ -428,17 +428,17 @@ def test_schemas_match_their_functions(node):
 @pytest.mark.parametrize(
     "text, says",
     [
-        ("{", "no JSON"),
-        ('{"stage": "matcher", "steps_": 1}', "unknown: steps_"),
-        ('{"stage": "matcher"}', "missing: checkpoint, pairs, output"),
-        ('{"stage": "three", "checkpoint": "a", "pairs": "b", "output": "c"}', "stage is 'three'"),
-        ('{"stage": "matcher", "checkpoint": "a", "pairs": "b", "output": "c"}', "needs controlnext"),
-        ('{"stage": "controlnext", "checkpoint": "a", "pairs": "b", "output": "c", "size": 100}', "multiple of 64"),
+        ("{", "cannot be read as JSON"),
+        ('{"stage": "matcher", "steps_": 1}', "missing: base, data, output. unknown: steps_"),
+        ('{"stage": "three", "base": "a", "data": "b", "output": "c"}', "stage is 'three'"),
+        ('{"stage": "matcher", "base": "a", "data": "b", "output": "c"}', "needs controlnext"),
+        ('{"stage": "controlnext", "base": "a", "data": "b", "output": "c", "resolution": 100}', "multiple of 64"),
     ],
 )
-def test_a_configuration_says_what_is_wrong(text, says):
+def test_a_configuration_says_what_is_wrong(text, says, tmp_path):
+    (tmp_path / "recipe.json").write_text(text)
     with pytest.raises(ValueError, match=says):
-        am_adapter_training.read_config(text)
+        am_adapter_training.Recipe.from_file(tmp_path / "recipe.json")
 
 
 def test_a_users_pairs_train_both_stages(tmp_path, monkeypatch, sd15):
@@ -453,14 +453,13 @@ def test_a_users_pairs_train_both_stages(tmp_path, monkeypatch, sd15):
     monkeypatch.setattr(
         comfy.sd, "load_checkpoint_guess_config", lambda path: (tiny.tiny_model(), TinyText(), tiny.TinyVAE(), None)
     )
-    common = {"checkpoint": "x", "pairs": str(tmp_path), "palette": "playground", "size": 64, "batch": 2, "steps": 2}
-    control, matcher = str(tmp_path / "control.safetensors"), str(tmp_path / "matcher.safetensors")
+    common = {"base": "x", "data": str(tmp_path), "output": str(tmp_path), "palette": "playground", "resolution": 64}
     for more in (
-        {"stage": "controlnext", "output": control, "train_unet": True},
-        {"stage": "matcher", "output": matcher, "controlnext": control},
+        {"stage": "controlnext", "name": "control", "train_unet": True},
+        {"stage": "matcher", "controlnext": str(tmp_path / "control.safetensors")},
     ):
         config = tmp_path / "config.json"
-        config.write_text(json.dumps({**common, **more}))
+        config.write_text(json.dumps({**common, **more, "batch": 2, "steps": 2}))
         assert am_adapter_training.main(["--config", str(config)]) == 0
     monkeypatch.setattr(folders, "path", lambda folder, file, *more: str(tmp_path / file))
     loaded = am_adapter_controlnext.load("control.safetensors", "control_unet.safetensors", "increments")

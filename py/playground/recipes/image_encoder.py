@@ -22,10 +22,11 @@ from ..scene import Scene
 from ..vocabulary import encode_padded
 
 SCENES = 6000
+NAMED = 1.0  # weight of each attribute's loss beside the contrast
 FIRST = 600_000
 BATCH = 64
 SCHEDULE = Schedule(
-    steps=400, learning_rate=1e-3, warmup=100, final_rate=0.02, weight_decay=0.05, ema=0.995, checkpoint_every=200, seed=14
+    steps=1200, learning_rate=1e-3, warmup=100, final_rate=0.02, weight_decay=0.05, ema=0.995, checkpoint_every=200, seed=14
 )
 MEAN = (0.48145466, 0.4578275, 0.40821073)  # what the host's CLIP vision preprocessing subtracts, and divides by
 STD = (0.26862954, 0.26130258, 0.27577711)
@@ -116,7 +117,7 @@ def train(
         for name, words in ATTRIBUTES.items():
             target = torch.tensor([words.index(k[name]) if k.get(name) in words else -100 for k in known])
             if (target >= 0).any():
-                total = total + 0.3 * F.cross_entropy(heads[name](embeddings).float(), target, ignore_index=-100)
+                total = total + NAMED * F.cross_entropy(heads[name](embeddings).float(), target, ignore_index=-100)
         return total
 
     fit("image_encoder", {"tower": tower, "projection": projection, "heads": heads}, loss, schedule, folder)
