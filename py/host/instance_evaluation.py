@@ -24,7 +24,8 @@ from ..evaluation.table import table
 from ..ifadapter.instances import Instances
 from ..playground.evaluation import load_judge
 from ..playground.judging import PlaygroundJudge
-from ..training.layout_data import PICTURES, Entry, entries
+from ..training.files import PICTURES
+from ..training.layout_data import Entry, entries
 from . import playground
 
 log = logging.getLogger("exemplary")

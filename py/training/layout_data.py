@@ -13,7 +13,6 @@ from __future__ import annotations
 import io
 import json
 import math
-import tarfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,8 +23,9 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from .files import entries_of, files_of_shard, picture_of
+
 Box = tuple[float, float, float, float]
-PICTURES = (".jpg", ".jpeg", ".png", ".webp")
 SMALLEST = 0.01  # of the picture; smaller boxes teach nothing
 
 
@@ -61,26 +61,9 @@ def entries(data: str | Sequence[str], images: str | None = None) -> list[Entry]
     Raises:
         ValueError: naming the file and what it lacks.
     """
-    paths = [path for pattern in ([data] if isinstance(data, str) else data) for path in matching(pattern)]
-    found: list[Entry] = []
-    for path in paths:
-        try:
-            found += _shard(path) if path.suffix == ".tar" else _coco(path, Path(images) if images else path.parent)
-        except (KeyError, TypeError, AttributeError, json.JSONDecodeError, tarfile.TarError, UnicodeDecodeError) as error:
-            raise ValueError(
-                f"{path.name} is not layout data: {type(error).__name__} {error}. See `layout_data` for the form."
-            ) from None
+    found = entries_of(data, images, _shard, _coco, "layout data; see `layout_data` for the form")
     if not found:
         raise ValueError(f"{data}: there is no picture with a box and a caption of it.")
-    return found
-
-
-def matching(pattern: str) -> list[Path]:
-    """The files that a path names, `*` standing for any part of a file's name. Raises ValueError if there is none."""
-    path = Path(pattern)
-    found = sorted(path.parent.glob(path.name))
-    if not found:
-        raise ValueError(f"There is no data file {pattern}.")
     return found
 
 
@@ -106,29 +89,14 @@ def _coco(path: Path, folder: Path) -> list[Entry]:
 
 
 def _shard(path: Path) -> list[Entry]:
-    parts: dict[str, dict[str, tuple[int, int]]] = {}
-    with tarfile.open(path, "r:") as archive:
-        for member in archive:
-            if member.isfile():
-                key, dot, ending = member.name.rpartition(".")
-                parts.setdefault(key, {})[dot + ending.lower()] = (member.offset_data, member.size)
-
-    def reader(place: tuple[int, int]) -> Callable[[], bytes]:
-        def read() -> bytes:
-            with path.open("rb") as file:
-                file.seek(place[0])
-                return file.read(place[1])
-
-        return read
-
     found = []
-    for key, files in parts.items():
-        picture = next((files[ending] for ending in PICTURES if ending in files), None)
+    for key, files in files_of_shard(path).items():
+        picture = picture_of(files)
         if picture is not None and ".json" in files:
-            described = json.loads(reader(files[".json"])())
+            described = json.loads(files[".json"].read())
             known = [entry for entry in described["annotations"] if entry.get("caption")]
             if known:
-                found.append(_entry(f"{path.name}/{key}", reader(picture), described.get("caption", ""), known, described))
+                found.append(_entry(f"{path.name}/{key}", picture.read, described.get("caption", ""), known, described))
     return found
 
 

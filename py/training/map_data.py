@@ -10,7 +10,6 @@ A map is a picture with one channel, or with a palette: the number of a pixel is
 from __future__ import annotations
 
 import io
-import tarfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-PICTURES = (".jpg", ".jpeg", ".png", ".webp")
+from .files import PICTURES, files_of_shard, matching, picture_of
+
 MAP = ".seg.png"
 #: Of the side that is trained on: pictures are made this much larger, then cropped (286 to 256 in the paper).
 MARGIN = 286 / 256
@@ -61,19 +61,13 @@ def pairs_of_shards(pattern: str | Sequence[str]) -> list[Pair]:
         ValueError: no such file, one that is no .tar, or no pair in them.
     """
     patterns = [pattern] if isinstance(pattern, str) else list(pattern)
-    paths = sorted(path for text in map(Path, patterns) for path in text.parent.glob(text.name))
+    paths = [path for text in patterns for path in matching(text)]
     pairs = []
     for path in paths:
-        try:
-            with tarfile.open(path, "r:") as archive:
-                places = {m.name: (m.offset_data, m.size) for m in archive.getmembers() if m.isfile()}
-        except (tarfile.TarError, OSError) as error:
-            raise ValueError(f"training data: {path.name} is no uncompressed .tar file ({error}).") from None
-        for name in sorted(places):
-            key, dot, ending = name.rpartition(".")
-            labels = places.get(key + MAP)
-            if f"{dot}{ending}".lower() in PICTURES and not name.endswith(MAP) and labels:
-                pairs.append(Pair(f"{path.name}/{name}", _part(path, *places[name]), _part(path, *labels)))
+        for key, files in files_of_shard(path).items():
+            picture, labels = picture_of(files), files.get(MAP)
+            if picture is not None and labels is not None:
+                pairs.append(Pair(f"{path.name}/{key}", picture.read, labels.read))
     if not pairs:
         raise ValueError(f"training data: no <key>.jpg with a <key>{MAP} in {len(paths)} files of {patterns}.")
     return pairs
@@ -107,12 +101,3 @@ def example(pair: Pair, side: int, rng: torch.Generator) -> tuple[Tensor, Tensor
     window = (slice(top, top + side), slice(left, left + side))
     x, m = torch.from_numpy(pixels[window]).movedim(-1, 0), torch.from_numpy(numbers[window])
     return (x.flip(-1), m.flip(-1)) if bool(torch.rand((), generator=rng) < 0.5) else (x.contiguous(), m)
-
-
-def _part(path: Path, offset: int, size: int) -> Callable[[], bytes]:
-    def read() -> bytes:
-        with path.open("rb") as file:
-            file.seek(offset)
-            return file.read(size)
-
-    return read

@@ -7,7 +7,6 @@ shards    *.tar with <key>.<jpg|png|webp>, <key>.map.png (or <key>.seg.png), opt
 from __future__ import annotations
 
 import io
-import tarfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,22 +15,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+from .files import PICTURES, Source, files_of_shard, picture_of
+
 MAPS = (".map.png", ".seg.png")
-
-
-@dataclass(frozen=True)
-class Source:
-    """Bytes in a file."""
-
-    path: Path
-    offset: int = 0
-    size: int = -1
-
-    def read(self) -> bytes:
-        with self.path.open("rb") as file:
-            file.seek(self.offset)
-            return file.read(self.size)
 
 
 @dataclass(frozen=True)
@@ -75,25 +61,12 @@ def _of_folder(place: Path) -> list[Pair]:
     return found
 
 
-def files_of_shard(shard: Path) -> dict[str, dict[str, Source]]:
-    """What a WebDataset .tar file holds: key (with its folder) -> ending (".jpg", ".map.png") -> where it is."""
-    parts: dict[str, dict[str, Source]] = {}
-    with tarfile.open(shard) as tar:
-        for member in tar:
-            folder, _, file = member.name.rpartition("/")
-            key, _, ending = file.partition(".")
-            if member.isfile() and key:
-                parts.setdefault(f"{folder}/{key}", {})[f".{ending.lower()}"] = Source(shard, member.offset_data, member.size)
-    return parts
-
-
 def _of_shard(shard: Path) -> list[Pair]:
     found = []
-    for key, files in sorted(files_of_shard(shard).items()):
-        picture = next((files[ending] for ending in PICTURES if ending in files), None)
-        coloured = next((files[ending] for ending in MAPS if ending in files), None)
+    for key, files in files_of_shard(shard).items():
+        picture, coloured = picture_of(files), picture_of(files, MAPS)
         if picture is not None and coloured is not None:
-            found.append(Pair(f"{shard.name}:{key.lstrip('/')}", picture, coloured, files.get(".txt")))
+            found.append(Pair(f"{shard.name}:{key}", picture, coloured, files.get(".txt")))
     return found
 
 

@@ -17,7 +17,6 @@ from __future__ import annotations
 import io
 import json
 import math
-import tarfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,8 +27,8 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from .layout_data import PICTURES, matching, middle, opened
-from .pairs import files_of_shard
+from .files import entries_of, files_of_shard, picture_of
+from .layout_data import middle, opened
 
 MARKER = "<|image|>"
 PLACES = ("mask", "segmentation")
@@ -100,15 +99,7 @@ def entries(data: str | Sequence[str], images: str | None = None, persons: bool 
     Raises:
         ValueError: naming the file or the picture and what it lacks.
     """
-    paths = [path for pattern in ([data] if isinstance(data, str) else data) for path in matching(pattern)]
-    found: list[Entry] = []
-    for path in paths:
-        try:
-            found += _shard(path) if path.suffix == ".tar" else _coco(path, Path(images) if images else path.parent)
-        except (KeyError, TypeError, AttributeError, json.JSONDecodeError, tarfile.TarError, UnicodeDecodeError) as error:
-            raise ValueError(
-                f"{path.name} is no data of persons: {type(error).__name__} {error}. See `persons_data` for the form."
-            ) from None
+    found = entries_of(data, images, _shard, _coco, "data of persons; see `persons_data` for the form")
     if not persons:
         found = [entry for entry in found if entry.caption.strip()]
         if not found:
@@ -158,11 +149,11 @@ def _coco(path: Path, folder: Path) -> list[Entry]:
 
 def _shard(path: Path) -> list[Entry]:
     found = []
-    for key, files in sorted(files_of_shard(path).items()):
-        picture = next((files[ending] for ending in PICTURES if ending in files), None)
+    for key, files in files_of_shard(path).items():
+        picture = picture_of(files)
         if picture is None or ".json" not in files:
             continue
-        name = f"{path.name}:{key.lstrip('/')}"
+        name = f"{path.name}:{key}"
 
         def reader(ending: str, files: dict = files, name: str = name) -> Read:
             if f".{ending.lower()}" not in files:

@@ -136,7 +136,7 @@ def test_wrong_data_are_named_before_training(tmp_path, annotations, caption, sa
         entries(write(tmp_path, annotations, caption))
 
 
-@pytest.mark.parametrize("content, says", [("[]", "no data of persons"), ("no", "no data of persons"), ("{}", "annotations")])
+@pytest.mark.parametrize("content, says", [("[]", "not data of persons"), ("no", "not data of persons"), ("{}", "annotations")])
 def test_other_files_say_what_is_wrong(tmp_path, content, says):
     (tmp_path / "data.json").write_text(content)
     with pytest.raises(ValueError, match=says):
