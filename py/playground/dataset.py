@@ -7,9 +7,12 @@ import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from itertools import cycle, islice
+from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from .scene import Scene
 from .scenes import SIDE, draw_scene
@@ -44,6 +47,22 @@ def in_parallel(draw: Callable[[Key], Drawn], keys: Sequence[Key], workers: int 
         return [draw(key) for key in keys]
     with ProcessPoolExecutor(workers) as pool:
         return list(pool.map(draw, keys, chunksize=64))
+
+
+def in_chunks(
+    folder: Path, name: str, first: int, count: int, chunk: int, prepare: Callable[[int, int], dict[str, Tensor]]
+) -> list[dict[str, Tensor]]:
+    """What `prepare(first, number)` computes of `count` examples from number `first` on, in chunks that are kept as files in `folder`."""
+    chunks = []
+    for begin in range(first, first + count, chunk):
+        number = min(chunk, first + count - begin)
+        path = folder / f"{name}_{begin:07d}_{number}.pt"
+        if not path.exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            torch.save(prepare(begin, number), path)
+            log.info("%s: %d of %d", name, begin - first + number, count)
+        chunks.append(torch.load(path, weights_only=True))
+    return chunks
 
 
 def pictures(scenes: list[Scene]) -> np.ndarray:

@@ -6,7 +6,6 @@ captions dropped.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,10 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from ...training.loop import Schedule, fit
-from ..dataset import draw_many, pictures, training_keys
+from ..dataset import draw_many, in_chunks, pictures, training_keys
 from ..vocabulary import encode_padded
 
-log = logging.getLogger("exemplary")
 
 SCENES = 16_000
 CHUNK = 2_000
@@ -41,21 +39,16 @@ def alphas_cumprod() -> Tensor:
 
 def latents_and_tokens(encode: Encode, folder: Path) -> tuple[Tensor, Tensor]:
     """Unit latents [n, 4, 16, 16] float16 and caption tokens [n, 77] of the training scenes, kept in chunks beside the checkpoints."""
-    latents, tokens = [], []
-    for first in range(0, SCENES, CHUNK):
-        path = folder / f"latents_{first:06d}.pt"
-        if not path.exists():
-            scenes = draw_many(training_keys(CHUNK, first))
-            images = torch.from_numpy(pictures(scenes)).permute(0, 3, 1, 2)
-            with torch.no_grad():
-                z = torch.cat([encode(batch.float().div(255)).half() for batch in images.split(32)])
-            folder.mkdir(parents=True, exist_ok=True)
-            torch.save({"latents": z, "tokens": torch.tensor(encode_padded(s.caption for s in scenes), dtype=torch.int16)}, path)
-            log.info("latents: %d of %d scenes", first + CHUNK, SCENES)
-        chunk = torch.load(path, weights_only=True)
-        latents.append(chunk["latents"])
-        tokens.append(chunk["tokens"])
-    return torch.cat(latents), torch.cat(tokens)
+
+    def prepared(first: int, number: int) -> dict[str, Tensor]:
+        scenes = draw_many(training_keys(number, first))
+        images = torch.from_numpy(pictures(scenes)).permute(0, 3, 1, 2)
+        with torch.no_grad():
+            z = torch.cat([encode(batch.float().div(255)).half() for batch in images.split(32)])
+        return {"latents": z, "tokens": torch.tensor(encode_padded(s.caption for s in scenes), dtype=torch.int16)}
+
+    chunks = in_chunks(folder, "latents", 0, SCENES, CHUNK, prepared)
+    return torch.cat([chunk["latents"] for chunk in chunks]), torch.cat([chunk["tokens"] for chunk in chunks])
 
 
 def diffusion_loss(

@@ -7,7 +7,6 @@ noise is computed once: latents of the picture and of the picture with a hole, t
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,11 +21,10 @@ from ...paint_by_example.model import ExemplarMapper
 from ...paint_by_example.training import context_of, exemplar_box, unet_input, usable
 from ...training.augmentation import Augmentation
 from ...training.loop import Schedule, fit
-from ..dataset import draw_many, training_keys
+from ..dataset import draw_many, in_chunks, training_keys
 from ..scene import Scene
 from .base import alphas_cumprod, diffusion_loss
 
-log = logging.getLogger("exemplary")
 
 EXAMPLES = 8_000
 FIRST = 900_000
@@ -101,23 +99,10 @@ def _prepared(first: int, number: int, nets: Networks) -> dict[str, Tensor]:
     }
 
 
-def _data(nets: Networks, folder: Path, count: int) -> dict[str, Tensor]:
-    """The training set, computed once and kept in chunks beside the checkpoints."""
-    chunks = []
-    for first in range(FIRST, FIRST + count, CHUNK):
-        number = min(CHUNK, FIRST + count - first)
-        path = folder / f"exemplars_{first:07d}_{number}.pt"
-        if not path.exists():
-            folder.mkdir(parents=True, exist_ok=True)
-            torch.save(_prepared(first, number, nets), path)
-            log.info("exemplars: %d of %d scenes", first - FIRST + number, count)
-        chunks.append(torch.load(path, weights_only=True))
-    return {key: torch.cat([chunk[key] for chunk in chunks]) for key in chunks[0]}
-
-
 def train(nets: Networks, folder: Path, schedule: Schedule = SCHEDULE, examples: int = EXAMPLES) -> None:
     """Train the UNet and the mapper in place."""
-    data = _data(nets, folder, examples)
+    chunks = in_chunks(folder, "exemplars", FIRST, examples, CHUNK, lambda first, number: _prepared(first, number, nets))
+    data = {key: torch.cat([chunk[key] for chunk in chunks]) for key in chunks[0]}
     alphas = alphas_cumprod()
     objects = data["objects"]
     weight = torch.where(objects, OBJECTS / objects.sum().clamp(min=1), (1 - OBJECTS) / (~objects).sum().clamp(min=1))

@@ -6,7 +6,6 @@ inside of the persons only, so that the model becomes an expert for persons and 
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,13 +17,12 @@ from torch import Tensor, nn
 from ...snf.model import Postfuse
 from ...snf.training import Drops, Predict, fused_batch, region_of_loss, subject_loss
 from ...training.loop import Schedule, fit
-from ..dataset import in_parallel
+from ..dataset import in_chunks, in_parallel
 from ..subjects import Example, draw_example
 from ..vocabulary import encode_padded
 from .base import alphas_cumprod, diffusion_loss
 from .image_encoder import normalise
 
-log = logging.getLogger("exemplary")
 
 EXAMPLES = 6000
 FIRST = 0
@@ -98,15 +96,11 @@ def _prepared(examples: list[Example], nets: Networks) -> dict[str, Tensor]:
 
 def _data(nets: Networks, folder: Path, count: int) -> dict[str, Tensor]:
     """The training set, computed once and kept in chunks beside the checkpoints."""
-    chunks = []
-    for first in range(FIRST, FIRST + count, CHUNK):
-        number = min(CHUNK, FIRST + count - first)
-        path = folder / f"subjects_{first:06d}_{number}.pt"
-        if not path.exists():
-            folder.mkdir(parents=True, exist_ok=True)
-            torch.save(_prepared(in_parallel(draw_example, range(first, first + number)), nets), path)
-            log.info("subjects: %d of %d examples", first - FIRST + number, count)
-        chunks.append(torch.load(path, weights_only=True))
+
+    def prepared(first: int, number: int) -> dict[str, Tensor]:
+        return _prepared(in_parallel(draw_example, range(first, first + number)), nets)
+
+    chunks = in_chunks(folder, "subjects", FIRST, count, CHUNK, prepared)
     joined = {key: torch.cat([chunk[key] for chunk in chunks]) for key in chunks[0] if key != "references"}
     joined["references"] = torch.cat(list(_counted_on(chunks)))
     return joined
