@@ -16,7 +16,6 @@ from ...training.loop import Schedule, fit
 from ..dataset import draw_many, in_chunks, pictures, training_keys
 from ..vocabulary import encode_padded
 
-
 SCENES = 16_000
 CHUNK = 2_000
 BATCH = 32

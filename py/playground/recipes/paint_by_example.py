@@ -25,7 +25,6 @@ from ..dataset import draw_many, in_chunks, training_keys
 from ..scene import Scene
 from .base import alphas_cumprod, diffusion_loss
 
-
 EXAMPLES = 8_000
 FIRST = 900_000
 CHUNK = 1_000

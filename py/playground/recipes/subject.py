@@ -23,7 +23,6 @@ from ..vocabulary import encode_padded
 from .base import alphas_cumprod, diffusion_loss
 from .image_encoder import normalise
 
-
 EXAMPLES = 6000
 FIRST = 0
 CHUNK = 1000
