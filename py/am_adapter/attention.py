@@ -28,6 +28,7 @@ from torch import Tensor
 
 from .agreement import CORRECTED, UPSTREAM_SIDE, Agreement, Behaviour, Grid
 from .model import Encoder, slices
+from .pair_store import PairStore
 
 #: q, k, v [b, n, l, d] and a mask that is added to the logits ([b, 1 or n, l, m] or None) -> [b, n, l, d].
 Attend = Callable[[Tensor, Tensor, Tensor, "Tensor | None"], Tensor]
@@ -36,6 +37,7 @@ MODES = ("matcher", "class_bias", "hard_mask", "concat_only", "masactrl")
 
 #: The largest grid that is matched as it is; larger ones are matched on averages.
 MATCHING_PLACES = 1024
+MATCHING_CHUNK = 1 << 19  # numbers in a chunk on a processor, whose caches are small
 
 #: Stands for minus infinity in a mask: no attention, in half precision too. Fused kernels that see a run of keys with true infinities
 #: before the first finite one may give NaN.
@@ -279,18 +281,19 @@ class Match:
     """P of one layer, and how to read it at the layer's own size.
 
     Args:
-        activation: P on the matching grids, [b, l', n, m'], 0 or more.
+        pairs: P on the matching grids, 0 or more: [b g, l', n / g, h', w'] for g `groups` of the layer's heads.
         peak: [b], what is subtracted is a quarter of it.
         target_grid, exemplar_grid: the layer's own. matching_target, matching_exemplar: those of P.
         flat: enlarge as upstream does, along the flat order of the tokens.
     """
 
-    activation: Tensor
+    pairs: PairStore
     peak: Tensor
     target_grid: Grid
     exemplar_grid: Grid
     matching_target: Grid
     matching_exemplar: Grid
+    groups: int = 1
     flat: bool = False
 
     def block(self, rows: slice = slice(None)) -> Tensor:
@@ -313,17 +316,25 @@ class Match:
     def select(self, rows: Sequence[int]) -> Match:
         """Some rows of the batch; the peaks stay what they were."""
         chosen = list(rows)
-        grids = (self.target_grid, self.exemplar_grid, self.matching_target, self.matching_exemplar)
-        return Match(self.activation[chosen], self.peak[chosen], *grids, flat=self.flat)
+        in_groups = [row * self.groups + group for row in chosen for group in range(self.groups)]
+        return replace(self, pairs=self.pairs.select(in_groups), peak=self.peak[chosen])
+
+    @property
+    def activation(self) -> Tensor:
+        """P whole, [b, l', n, m']."""
+        return self._activation(slice(None))
+
+    def _activation(self, places: slice | Tensor) -> Tensor:
+        return rearrange(self.pairs.read(places), "(b g) l n h w -> b l (g n) (h w)", g=self.groups)
 
     def _for_targets(self, rows: slice) -> Tensor:
         if self.matching_target == self.target_grid:
-            return self.activation[:, rows].float()
+            return self._activation(rows).float()
         index, weight = _taps(self.matching_target, self.target_grid, self.flat)
-        index, weight = index[rows].to(self.activation.device), weight[rows].to(self.activation.device)
+        index, weight = index[rows].to(self.peak.device), weight[rows].to(self.peak.device)
         # A place lies between at most four places of P. Four gathers, since a matrix that does it would cost as much as the matching.
-        parts = (rearrange(weight[:, i], "r -> r 1 1") * self.activation[:, index[:, i]].float() for i in range(index.shape[1]))
-        return sum(parts, start=torch.zeros((), device=self.activation.device))
+        parts = (rearrange(weight[:, i], "r -> r 1 1") * self._activation(index[:, i]).float() for i in range(index.shape[1]))
+        return sum(parts, start=torch.zeros((), device=self.peak.device))
 
 
 def matching_grid(grid: Grid, behaviour: Behaviour = CORRECTED, limit: int = MATCHING_PLACES) -> Grid:
@@ -357,7 +368,7 @@ def match(
     *,
     behaviour: Behaviour = CORRECTED,
     limit: int = MATCHING_PLACES,
-    chunk: int = 1 << 21,
+    chunk: int | None = None,
 ) -> Match:
     """P = phi(A_ref, C): what to read more.
 
@@ -368,7 +379,7 @@ def match(
         encoder: of the layer's part. q: [b, l, c]. exemplar_keys: [b or 1, m, c]. Neither gets a gradient, as published.
         heads: of the layer, a multiple of the encoder's: groups of them are matched separately.
         agreement: C on the matching grids of both (see matching_grid), with the same behaviour.
-        limit: largest number of places that are matched as they are. chunk: numbers in a chunk's widest volume.
+        limit: largest number of places that are matched as they are. chunk: numbers in a chunk's widest volume; by default what suits the device.
 
     Returns:
         The match. With `joint_peak`, over all rows given: give the unconditional ones as well, then `select`.
@@ -402,15 +413,16 @@ def match(
         return rearrange(both, "b r c (h w) -> b r c h w", h=small_exemplar[0])
 
     if torch.is_grad_enabled() and any(weight.requires_grad for weight in encoder.parameters()):
-        p = encoder(volume(slice(None)))
+        pairs = PairStore.of(encoder(volume(slice(None))))
     else:
         widest = query.shape[0] * max(encoder.widths) * k.shape[1]
-        p = encoder.in_chunks(volume, q.shape[1], chunk // widest)
-    p = rearrange(p, "(b g) l n h w -> b l (g n) (h w)", g=groups)
-    peak = p.amax(dim=(1, 2, 3)).float()
+        chunk = chunk or (MATCHING_CHUNK if q.device.type == "cpu" else 8 * MATCHING_CHUNK)
+        pairs = encoder.in_chunks(volume, q.shape[1], chunk // widest, exact=behaviour.flat)
+    peak = rearrange(pairs.largest().float(), "(b g) -> b g", g=groups).amax(dim=1)
     if behaviour.joint_peak:
         peak = peak.amax().expand_as(peak)
-    return Match(p, peak, target_grid, exemplar_grid, small_target, small_exemplar, flat=behaviour.flat)
+    grids = (target_grid, exemplar_grid, small_target, small_exemplar)
+    return Match(pairs, peak, *grids, groups=groups, flat=behaviour.flat)
 
 
 def _averaged(tokens: Tensor, grid: Grid, small: Grid, flat: bool) -> Tensor:

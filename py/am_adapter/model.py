@@ -16,6 +16,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from .pair_store import PairStore
+
 #: The parts of a UNet, in the order of the matcher's encoders.
 PARTS = ("down", "mid", "up")
 
@@ -83,7 +85,7 @@ class Encoder(nn.Module):
         return x
 
     @torch.no_grad()
-    def in_chunks(self, volume: Callable[[slice], Tensor], places: int, chunk: int) -> Tensor:
+    def in_chunks(self, volume: Callable[[slice], Tensor], places: int, chunk: int, exact: bool = False) -> PairStore:
         """The same for `places` target places, `chunk` at a time, without gradients and with little memory.
 
         A layer can be normed when its convolution has passed over all places. So each layer is one pass. Its raw result overwrites
@@ -91,14 +93,14 @@ class Encoder(nn.Module):
 
         Args:
             volume: gives [b, r, heads + 1, h, w] for a slice of target places.
-            places: l. chunk: how many places at a time.
+            places: l. chunk: how many places at a time. exact: keep every number in the volume's own type.
 
         Returns:
-            P, [b, l, heads, h, w], a view into a slightly larger buffer.
+            P, [b, l, heads, h, w].
         """
         room = max(self.widths[0], self.heads)
         example = volume(slice(0, 1))
-        buffer = example.new_empty(example.shape[0], places, room, *example.shape[-2:])
+        store = PairStore(example, places, room, exact)
         folded = [convolution.folded(example) for convolution, _ in self._layers()]
         factors: list[tuple[Tensor, Tensor]] = []
         kept = -1  # the layer whose raw result is in the buffer; -1 is the input
@@ -106,18 +108,17 @@ class Encoder(nn.Module):
             width = self.widths[last]
             mean = variance = torch.zeros(example.shape[0], device=example.device)
             for rows in slices(places, chunk):
-                x = volume(rows) if kept < 0 else buffer[:, rows, : self.widths[kept]]
+                x = volume(rows) if kept < 0 else store.read(rows, self.widths[kept])
                 for layer in range(kept + 1, last + 1):
                     x = _convolved(_normed(x, *factors[layer - 1]) if layer else x, *folded[layer])
                 mean, variance = _merged((mean, variance), _moments(x), rows)
                 if width <= room:
-                    buffer[:, rows, :width] = x
+                    store.write(rows, x)
             factors.append(_norm_factors(norm, mean, variance))
             kept = last if width <= room else kept
-        p = buffer[:, :, : self.heads]
         for rows in slices(places, chunk):
-            p[:, rows] = _normed(p[:, rows], *factors[-1])
-        return p
+            store.write(rows, _normed(store.read(rows, self.heads), *factors[-1]))
+        return store.first(self.heads)
 
     def _layers(self) -> list[tuple[PivotConvolution, nn.GroupNorm]]:
         return [(layer[0], layer[1]) for layer in self.conv4d]  # type: ignore[index]

@@ -21,6 +21,7 @@ from pack.py.am_adapter.attention import (
     self_attention,
 )
 from pack.py.am_adapter.model import Encoder, MatcherLayout
+from pack.py.am_adapter.pair_store import PairStore
 
 HEADS, WIDTH = 2, 6
 TARGET, OTHER = (4, 6), (3, 5)  # grids of target and exemplar: neither square, nor equal
@@ -259,9 +260,9 @@ def test_logits_of_averages_are_averages_of_logits():
     seen = []
 
     class Spy(Encoder):
-        def in_chunks(self, volume, places, chunk):
+        def in_chunks(self, volume, places, chunk, exact):
             seen.append(volume(slice(None)))
-            return super().in_chunks(volume, places, chunk)
+            return super().in_chunks(volume, places, chunk, exact)
 
     c = agreement(labels(small), labels(small, 1), small, small)
     with torch.no_grad():
@@ -278,7 +279,8 @@ def test_logits_of_averages_are_averages_of_logits():
 def test_a_smaller_match_is_enlarged_linearly_on_both_sides(flat, chunk):
     grid, small = (8, 6), (4, 3)
     p = torch.rand(2, 12, HEADS, 12, generator=rng())
-    found = Match(p, p.amax(dim=(1, 2, 3)), grid, grid, small, small, flat=flat)
+    pairs = PairStore.of(rearrange(p, "b l n (h w) -> b l n h w", h=4))
+    found = Match(pairs, p.amax(dim=(1, 2, 3)), grid, grid, small, small, flat=flat)
     if flat:
         large = F.interpolate(rearrange(p, "b l n m -> b n l m"), (48, 48), mode="bilinear")
     else:

@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from einops import rearrange, reduce
+from pack.py.am_adapter import pair_store
 from pack.py.am_adapter.agreement import CORRECTED, UPSTREAM
 from pack.py.am_adapter.checkpoint import (
     controlnext_shapes,
@@ -81,7 +82,29 @@ def test_phi_in_chunks_is_phi(layout, chunk):
     # The mean is far from 0, where a variance from sums of squares would fail.
     volume = torch.randn(2, 12, layout.heads + 1, 3, 5, generator=rng(1)) + 20.0
     found = encoder.in_chunks(lambda rows: volume[:, rows], 12, chunk)
-    torch.testing.assert_close(found, encoder(volume), rtol=1e-5, atol=2e-5)
+    torch.testing.assert_close(found.read(), encoder(volume), rtol=1e-5, atol=2e-5)
+
+
+def test_large_volumes_are_kept_in_16_bits_and_phi_stays_what_it_is(monkeypatch):
+    encoder = scrambled(Encoder(SMALL))
+    volume = 3 * torch.randn(2, 12, SMALL.heads + 1, 6, 5, generator=rng(1))
+    monkeypatch.setattr(pair_store, "LARGE", 0)
+    found = encoder.in_chunks(lambda rows: volume[:, rows], 12, 5)
+    assert found.numbers.dtype == torch.int16
+    expected = encoder(volume)
+    torch.testing.assert_close(found.read(), expected, rtol=0, atol=5e-5 * float(expected.max()))
+    torch.testing.assert_close(found.largest(), expected.amax(dim=(1, 2, 3, 4)), rtol=1e-4, atol=0)
+    torch.testing.assert_close(found.select([1]).read(slice(3, 5)), found.read()[1:, 3:5], rtol=0, atol=0)
+
+
+def test_a_store_keeps_every_picture_to_15_bits_of_its_largest_number():
+    x = torch.randn(1, 3, 2, 4, 4, generator=rng()) * torch.tensor([1e-20, 1.0, 1e20]).view(1, 3, 1, 1, 1)
+    x[0, 1, 1] = 0.0
+    store = pair_store.PairStore(x, 3, 2)
+    store.numbers, store.scale = x.new_empty(x.shape, dtype=torch.int16), x.new_zeros(1, 3, 2, 1, 1)
+    store.write(slice(0, 3), x)
+    error = (store.read() - x).abs().amax(dim=(3, 4))
+    assert (error <= x.abs().amax(dim=(3, 4)) / 65000).all() and not store.read()[0, 1, 1].any()
 
 
 def test_gradients_reach_every_weight_of_phi():

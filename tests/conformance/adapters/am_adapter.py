@@ -27,7 +27,7 @@ def matcher(weights, inputs, config):
     network = encoder(weights, config)
     y, x = inputs["corr"].shape[2:4]
     volume = rearrange(inputs["corr"], "b c qy qx y x -> b (qy qx) c y x")
-    phi = network.in_chunks(lambda rows: volume[:, rows], volume.shape[1], 5)
+    phi = network.in_chunks(lambda rows: volume[:, rows], volume.shape[1], 5).read()
     torch.testing.assert_close(phi, network(volume), rtol=0, atol=1e-5)
     return {"phi": rearrange(phi, "b (qy qx) c y x -> b c qy qx y x", qy=y, qx=x)}
 
