@@ -177,7 +177,7 @@ class ExemplaryCA2SISAttentionPreview(io.ComfyNode):
             ],
             outputs=[
                 io.Image.Output(
-                    display_name="image", tooltip="Each place in the colour of what it reads most, darker if undecided."
+                    display_name="image", tooltip="Each place in the colours of what it reads, mixed by their shares."
                 ),
                 io.Image.Output(
                     display_name="shares", tooltip="One picture for each class (the base text first): white where it is read."

@@ -13,7 +13,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..ca2sis.codes import Style
-from ..semantic.semantic_map import look_up
 from . import ca2sis, scope
 from .ca2sis import EncodedShape, LoadedCA2SIS
 from .ca2sis_attention import NODE, OBSERVER, Application, ClassText
@@ -99,13 +98,13 @@ def draw(shares: Tensor, names: list[str], colours: list[tuple[int, int, int]]) 
     """Pictures of shares [k, h, w] that sum to 1 over k.
 
     Returns:
-        Each place in the colour of what it reads most, darker where it is undecided [1, H, W, 3]; one picture of each share, black 0 and
-        white 1 [k, H, W, 3]; a line of text for each name: how much is read, and where most, with its colour.
+        Each place in the colours of what it reads, mixed by their shares [1, H, W, 3]; one picture of each share, black 0 and white 1
+        [k, H, W, 3]; a line of text for each name: how much is read, and where most, with its colour.
     """
     shares = shares.float()
     winner = shares.argmax(dim=0)
     table = torch.tensor(colours, dtype=torch.float32) / 255
-    coloured = torch.from_numpy(look_up(table.numpy(), winner.numpy())) * (0.3 + 0.7 * shares.amax(dim=0)[..., None])
+    coloured = torch.einsum("k h w, k c -> h w c", shares, table)
     lines = []
     for number, (name, colour) in enumerate(zip(names, colours)):
         most = float((winner == number).float().mean())

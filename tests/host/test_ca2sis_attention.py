@@ -256,6 +256,8 @@ def test_the_preview_shows_what_is_read_where(model, variant):
     assert image.shape[0] == 1 and shares.shape[0] == 3 and image.shape[1:] == shares.shape[1:]
     assert shares[1, :, :half].min() > 0.99 and shares[2, :, half:].min() > 0.99 and shares[0].max() < 0.01
     assert [line.split()[0] for line in report.splitlines()] == ["base", "sky", "road"]
+    seen = [tuple((image[0, 0, column] * 255).round().byte().tolist()) for column in (0, -1)]
+    assert [f"#{bytes(colour).hex()}:" in line for colour, line in zip(seen, report.splitlines()[1:])] == [True, True]
     assert host.OBSERVER not in patched.model_options["transformer_options"]
     with pytest.raises(ValueError, match="tells no classes apart"):
         look(model, 0.3)
