@@ -58,7 +58,7 @@ def retrieved(exemplars: Sequence[Scene], targets: Sequence[Scene]) -> list[Scen
 
 
 def figures(quick: bool) -> Iterator[dict]:
-    """Every figure of AM-Adapter. `quick` takes six pairs, too few for the bounds, which are then left away."""
+    """Every figure of AM-Adapter. `quick` takes three pairs, too few for the bounds, which are then left away."""
     folders.register()
     studio = Studio()
     names = [f"{name.split('/')[1]}.safetensors" for name in NEEDS]
@@ -69,4 +69,4 @@ def figures(quick: bool) -> Iterator[dict]:
         transfer.CLASS: way(studio, control, "class_bias"),
         transfer.MATCHER: way(studio, control, "matcher", adapter, **MATCHER_SETTINGS),
     }
-    yield from records(transfer.transfer_figures(studio.judge, ways, retrieved, 6 if quick else 100), quick)
+    yield from records(transfer.transfer_figures(studio.judge, ways, retrieved, 3 if quick else 100), quick)

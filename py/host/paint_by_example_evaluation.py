@@ -15,7 +15,7 @@ from ..playground.evaluation import Figure
 from ..playground.placing import Placing
 from . import folders, paint_by_example, paint_by_example_stitch
 from .paint_by_example_training import FILE
-from .playground_evaluation import SAMPLER, SCHEDULER, STEPS, Studio
+from .playground_evaluation import SAMPLER, SCHEDULER, STEPS, Studio, records
 
 KIND = "quality"
 NEEDS = ["paint_by_example/playground_paint_by_example"]
@@ -76,6 +76,4 @@ def figures(quick: bool) -> Iterator[dict]:
             1.0,
         )
     )
-    for figure in found:
-        record = figure.record()
-        yield {k: v for k, v in record.items() if not quick or k not in ("target", "ok")}
+    yield from records(found, quick)

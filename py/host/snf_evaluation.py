@@ -52,11 +52,11 @@ class SubjectStudio:
 
 
 def figures(quick: bool) -> Iterator[dict]:
-    """Identity and scene, fused and by each model alone; two persons. `quick` takes a tenth of the pairs."""
+    """Identity and scene, fused and by each model alone; two persons. `quick` takes five pairs."""
     folders.register()
     studio = Studio()
     persons = SubjectStudio(studio)
     found = evaluation.subject_figures(
-        studio.judge, persons.fused, persons.subject_alone, persons.scene_alone, 10 if quick else 100
+        studio.judge, persons.fused, persons.subject_alone, persons.scene_alone, 5 if quick else 100
     )
     yield from records(found, quick)
