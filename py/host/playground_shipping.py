@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from ..training.loop import emulates_bf16
 from . import playground
 
 log = logging.getLogger("exemplary")
@@ -32,7 +33,7 @@ def encode_with(autoencoder: Any) -> Callable[[Tensor], Tensor]:
     """Pictures [n, 3, h, w] in 0..1 -> unit latents [n, 4, h/8, w/8] by a TAESD module."""
 
     def encode(images: Tensor) -> Tensor:
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=not emulates_bf16()):
             return autoencoder.taesd_encoder(images.contiguous(memory_format=torch.channels_last)).float()
 
     return encode

@@ -83,12 +83,10 @@ def _averaged(modules: dict[str, nn.Module], average: dict[str, Tensor]) -> Iter
         load_average(modules, own)
 
 
-def _precision(wanted: str) -> str:
-    """The mixed precision to train in: none on a processor that would have to emulate bf16, 10 to 50 times slower than float32."""
+def emulates_bf16() -> bool:
+    """Is this a processor, and one that has to emulate bf16? That is 10 to 50 times slower than float32."""
     native = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-    if wanted == "bf16" and not torch.cuda.is_available() and not any(getattr(torch.cpu, name, bool)() for name in native):
-        return "no"
-    return wanted
+    return not torch.cuda.is_available() and not any(getattr(torch.cpu, name, bool)() for name in native)
 
 
 def _share_gradients(accelerator: Any, parameters: list[nn.Parameter]) -> None:
@@ -124,7 +122,8 @@ def fit(
     """
     from accelerate import Accelerator  # a training dependency: the nodes never need it
 
-    accelerator = Accelerator(mixed_precision=_precision(schedule.mixed_precision), cpu=not torch.cuda.is_available())
+    precision = "no" if schedule.mixed_precision == "bf16" and emulates_bf16() else schedule.mixed_precision
+    accelerator = Accelerator(mixed_precision=precision, cpu=not torch.cuda.is_available())
     # Evaluation mode: no wrapper that would want to be called in the module's place; gradients are exchanged below.
     for module in modules.values():
         accelerator.prepare_model(module.to(accelerator.device), evaluation_mode=True)
