@@ -54,7 +54,9 @@ def load(file: str, unet_file: str = NO_UNET, unet_kind: str = UNET_KINDS[0]) ->
     unet = None
     if unet_file != NO_UNET:
         path = folders.path("am_adapter", unet_file, LOAD, LINK)
-        unet = comfy.utils.load_torch_file(path, safe_load=True)
+        read = comfy.utils.load_torch_file(path, safe_load=True)
+        # Not every device takes tensors of eight bits.
+        unet = {key: weight.half() if weight.dtype.itemsize == 1 else weight for key, weight in read.items()}
     return LoadedControlNeXt(networks.load(ControlNeXt, weights, layout), layout, file, unet, unet_kind)
 
 

@@ -19,12 +19,14 @@ INITIAL_SEED = 1  # of every network's first weights; the batches have the seed 
 
 
 def ship(name: str, state: dict[str, Tensor], **facts: object) -> None:
-    """Write one file in float16, with what it is in its metadata. `folder/name` lists it in the model folder of that name."""
+    """Write one file in float16 (what is in 8 bits stays so), with what it is in its metadata.
+
+    `folder/name` lists it in the model folder of that name.
+    """
     path = playground.ASSETS / f"{name}.safetensors"
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_file(
-        {key: value.detach().half().contiguous() for key, value in state.items()}, path, {k: str(v) for k, v in facts.items()}
-    )
+    written = {key: (value if value.dtype.itemsize == 1 else value.half()).detach().contiguous() for key, value in state.items()}
+    save_file(written, path, {key: str(value) for key, value in facts.items()})
     path.chmod(0o644)  # the library writes for the owner alone; these files ship
     log.info("%s: %.1f MB", path.name, path.stat().st_size / 1e6)
 
