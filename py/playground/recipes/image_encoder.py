@@ -26,7 +26,7 @@ NAMED = 1.0  # weight of each attribute's loss beside the contrast
 FIRST = 600_000
 BATCH = 64
 SCHEDULE = Schedule(
-    steps=1200, learning_rate=1e-3, warmup=100, final_rate=0.02, weight_decay=0.05, ema=0.995, checkpoint_every=200, seed=14
+    steps=2000, learning_rate=1e-3, warmup=100, final_rate=0.02, weight_decay=0.05, ema=0.995, checkpoint_every=200, seed=14
 )
 MEAN = (0.48145466, 0.4578275, 0.40821073)  # what the host's CLIP vision preprocessing subtracts, and divides by
 STD = (0.26862954, 0.26130258, 0.27577711)
@@ -74,12 +74,23 @@ def crop_of(scene: Scene, box: tuple[float, float, float, float], rng: np.random
     return F.interpolate(crop, size=(side, side), mode="bilinear", antialias=True)[0]
 
 
+def squashed(scene: Scene, box: tuple[float, float, float, float], rng: np.random.Generator) -> Tensor:
+    """A box with hardly any room, mirrored half of the time, stretched to a square, as exemplars are: [3, h, w] in 0..1."""
+    side = scene.image.shape[0]
+    x0, y0 = (max(0, int((v - rng.uniform(0.0, 0.04)) * side)) for v in box[:2])
+    x1, y1 = (min(side, int((v + rng.uniform(0.0, 0.04)) * side) + 1) for v in box[2:])
+    crop = torch.from_numpy(scene.image[y0:y1, x0:x1].copy()).permute(2, 0, 1)[None].float() / 255
+    crop = F.interpolate(crop, size=(side, side), mode="bilinear", antialias=True)[0]
+    return crop.flip(-1) if rng.random() < 0.5 else crop
+
+
 def sample(scenes: list[Scene], rng: np.random.Generator) -> tuple[Tensor, str, dict[str, str]]:
-    """A picture, its phrase and what is known about it: a crop of one instance (60 %) or a whole scene."""
+    """A picture, its phrase and what is known about it: one instance (75 %), stretched or with room around it, or a whole scene."""
     scene = scenes[int(rng.integers(len(scenes)))]
-    if scene.instances and rng.random() < 0.6:
+    if scene.instances and rng.random() < 0.75:
         thing = scene.instances[int(rng.integers(len(scene.instances)))]
-        return crop_of(scene, thing.box, rng), thing.phrase, {"name": thing.name, **thing.attributes}
+        cut = squashed if rng.random() < 0.6 else crop_of
+        return cut(scene, thing.box, rng), thing.phrase, {"name": thing.name, **thing.attributes}
     whole = torch.from_numpy(scene.image).permute(2, 0, 1).float() / 255
     known = {"name": scene.instances[0].name, **scene.instances[0].attributes} if len(scene.instances) == 1 else {}
     return whole, scene.caption, known

@@ -21,20 +21,22 @@ from ...paint_by_example.model import ExemplarMapper
 from ...paint_by_example.training import context_of, exemplar_box, unet_input, usable
 from ...training.augmentation import Augmentation
 from ...training.loop import Schedule, fit
+from .. import world
 from ..dataset import draw_many, in_chunks, training_keys
 from ..scene import Scene
 from .base import alphas_cumprod, diffusion_loss
 
-EXAMPLES = 8_000
+EXAMPLES = 2_000
 FIRST = 900_000
 CHUNK = 1_000
 BATCH = 32
 DROP = 0.2
+BACKDROP = 0.7  # of the exemplars: stand before another plain backdrop, since what is around a thing must come from the picture
 OBJECTS = 0.75  # of each batch
 SIDE = 128
 CELL = 8
 SCHEDULE = Schedule(
-    steps=1400, learning_rate=5e-4, warmup=150, final_rate=0.03, weight_decay=0.01, ema=0.998, checkpoint_every=250, seed=16
+    steps=1400, learning_rate=6e-4, warmup=80, final_rate=0.03, weight_decay=0.01, ema=0.998, checkpoint_every=250, seed=16
 )
 
 
@@ -62,17 +64,27 @@ def trained(name: str) -> bool:
 
 
 def _example(scene: Scene, rng: torch.Generator) -> tuple[Tensor, Tensor, Tensor] | None:
-    """Picture [3, s, s], hole [s, s] and exemplar [3, s, s] of a scene, 0..1; None if it has no thing of a usable size."""
-    things = [thing for thing in scene.instances if usable(thing.box)]
+    """Picture [3, s, s], hole [s, s] and exemplar with its thing's mask [4, s, s] of a scene, 0..1; None without a thing of a usable size."""
+    things = [(number, thing) for number, thing in enumerate(scene.instances, 1) if usable(thing.box)]
     if not things:
         return None
-    thing = things[int(torch.randint(len(things), (), generator=rng))]
+    number, thing = things[int(torch.randint(len(things), (), generator=rng))]
     picture = torch.from_numpy(scene.image).permute(2, 0, 1).float() / 255
     x0, y0, x1, y1 = exemplar_box(thing.box, SIDE, rng)
-    exemplar = F.interpolate(picture[None, :, y0:y1, x0:x1], size=(SIDE, SIDE), mode="bilinear", antialias=True)[0]
+    masked = torch.cat([picture, torch.from_numpy(scene.instance_map == number)[None].float()])
+    exemplar = F.interpolate(masked[None, :, y0:y1, x0:x1], size=(SIDE, SIDE), mode="bilinear", antialias=True)[0]
     a, b, c, d = (value * SIDE for value in thing.box)
     hole = shapes.mask_shape((a, b, c, d), SIDE, SIDE, rng, extension=0.25, jitter=2)
     return picture, hole, exemplar
+
+
+def _before_backdrops(exemplars: Tensor, rng: torch.Generator) -> Tensor:
+    """Exemplars with their masks [n, 4, s, s] -> [n, 3, s, s], a share of them before a backdrop of another colour."""
+    pictures, things = exemplars[:, :3], exemplars[:, 3:]
+    colours = torch.tensor(list(world.BACKDROPS.values())) / 255
+    backdrop = colours[torch.randint(len(colours), (len(pictures),), generator=rng)][..., None, None]
+    changed = (torch.rand((len(pictures), 1, 1, 1), generator=rng) < BACKDROP).float()
+    return pictures.lerp(backdrop, changed * (1 - things))
 
 
 def _prepared(first: int, number: int, nets: Networks) -> dict[str, Tensor]:
@@ -82,18 +94,20 @@ def _prepared(first: int, number: int, nets: Networks) -> dict[str, Tensor]:
     found = [(kind, example) for (kind, _), scene in zip(keys, draw_many(keys)) if (example := _example(scene, rng)) is not None]
     pictures, holes, exemplars = (torch.stack(parts) for parts in zip(*(example for _, example in found)))
     augment = Augmentation()
+
+    def pooled(batch: Tensor) -> Tensor:
+        return nets.pooled(normalised(augment(_before_backdrops(batch, rng), rng))).half()
+
     with torch.no_grad():
         latents = torch.cat([nets.encode(batch).half() for batch in pictures.split(32)])
         known = torch.cat([nets.encode(b).half() for b in stitching.masked(pictures, holes[:, None]).split(32)])
-        pooled = torch.stack(
-            [torch.cat([nets.pooled(normalised(augment(b, rng))).half() for b in exemplars.split(32)]) for _ in range(2)], dim=1
-        )
+        classes = torch.stack([torch.cat([pooled(batch) for batch in exemplars.split(32)]) for _ in range(2)], dim=1)
     grid = (SIDE // CELL, SIDE // CELL)
     return {
         "latents": latents,
         "known": known,
         "holes": stitching.cells(holes[:, None], grid, "bilinear").half(),
-        "pooled": pooled,
+        "pooled": classes,
         "objects": torch.tensor([kind == "objects" for kind, _ in found]),
     }
 
