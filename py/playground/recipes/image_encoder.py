@@ -70,8 +70,7 @@ def crop_of(scene: Scene, box: tuple[float, float, float, float], rng: np.random
     cx, cy = (box[0] + box[2]) / 2 * side, (box[1] + box[3]) / 2 * side
     x0, y0 = (int(np.clip(v - half, 0, side - 8)) for v in (cx, cy))
     x1, y1 = (int(np.clip(v + half, low + 8, side)) for v, low in ((cx, x0), (cy, y0)))
-    crop = torch.from_numpy(scene.image[y0:y1, x0:x1].copy()).permute(2, 0, 1)[None].float() / 255
-    return F.interpolate(crop, size=(side, side), mode="bilinear", antialias=True)[0]
+    return _stretched(scene, x0, y0, x1, y1)
 
 
 def squashed(scene: Scene, box: tuple[float, float, float, float], rng: np.random.Generator) -> Tensor:
@@ -79,9 +78,14 @@ def squashed(scene: Scene, box: tuple[float, float, float, float], rng: np.rando
     side = scene.image.shape[0]
     x0, y0 = (max(0, int((v - rng.uniform(0.0, 0.04)) * side)) for v in box[:2])
     x1, y1 = (min(side, int((v + rng.uniform(0.0, 0.04)) * side) + 1) for v in box[2:])
-    crop = torch.from_numpy(scene.image[y0:y1, x0:x1].copy()).permute(2, 0, 1)[None].float() / 255
-    crop = F.interpolate(crop, size=(side, side), mode="bilinear", antialias=True)[0]
+    crop = _stretched(scene, x0, y0, x1, y1)
     return crop.flip(-1) if rng.random() < 0.5 else crop
+
+
+def _stretched(scene: Scene, x0: int, y0: int, x1: int, y1: int) -> Tensor:
+    """A window of whole pixels in the scene's size."""
+    crop = torch.from_numpy(scene.image[y0:y1, x0:x1].copy()).permute(2, 0, 1)[None].float() / 255
+    return F.interpolate(crop, size=scene.image.shape[:2], mode="bilinear", antialias=True)[0]
 
 
 def sample(scenes: list[Scene], rng: np.random.Generator) -> tuple[Tensor, str, dict[str, str]]:

@@ -131,6 +131,7 @@ def train(nets: Networks, folder: Path, schedule: Schedule = SCHEDULE, examples:
             text = nets.text(tokens).float()
         embeds = nets.end(data["states"][references.clamp(min=0)].flatten(0, 1).float()).float()
         context = fused_batch(nets.postfuse, text, embeds.unflatten(0, references.shape), positions, used)
+        # The loss squares the region, so the hair's weight goes in by its root.
         region = region_of_loss(masks, masked | ~data["plain"][rows]) * (1 + (HAIR - 1) * data["hair"][rows].float()).sqrt()
 
         def denoising(predict: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
