@@ -97,6 +97,14 @@ def _vgg_shapes():
     }
 
 
+def _shard_without_maps(folder):
+    path = folder / "pictures.tar"
+    with tarfile.open(path, "w") as shard:
+        for picture in sorted((folder / "images").iterdir()):
+            shard.add(picture, picture.name)
+    return path
+
+
 def test_what_cannot_be_trained_is_said(data, caplog):
     for more, says in (
         ({"images": str(data / "none")}, "is no folder"),
@@ -106,7 +114,8 @@ def test_what_cannot_be_trained_is_said(data, caplog):
         ({"typo": 1}, "unknown: typo"),
         ({"batch": 0}, "batch is 0"),
         ({"images": None}, "or shards"),
-        ({"shards": str(data / "*.png")}, "no <key>.jpg with a <key>.seg.png"),
+        ({"shards": str(data / "*.zip")}, "There is no data file"),
+        ({"shards": str(_shard_without_maps(data))}, "no <key>.jpg with a <key>.seg.png"),
     ):
         caplog.clear()
         assert ca2sis_training.main(["--config", str(recipe(data, **more))]) == 1
