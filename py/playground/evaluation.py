@@ -188,6 +188,7 @@ def subject_figures(
     pairs = held_out_pairings(count, people=2)
     twos = [one for batch in fused(pairs, seeds).split(32) for one in look(judge, batch)]
     whole = float(np.mean([both_whole(one, pairing) for one, pairing in zip(twos, pairs)]))
+    there = float(np.mean([place_of(one) == pairing.place for one, pairing in zip(twos, pairs)]))
     return [
         Figure(f"judge, identity of {len(readable)} drawn persons read right", ceiling, "%"),
         Figure(f"{name}: identity right", identity, "%", 0.85),
@@ -205,6 +206,7 @@ def subject_figures(
             1.01,
         ),
         Figure(f"SNF, {count} pictures of two persons: both identities on their own bodies", whole, "%", 0.70),
+        Figure("two persons: scene right", there, "%"),
     ]
 
 

@@ -21,12 +21,12 @@ from ..dataset import draw_many, training_keys
 from ..scene import Scene
 from ..vocabulary import encode_padded
 
-SCENES = 6000
+SCENES = 9000
 NAMED = 1.0  # weight of each attribute's loss beside the contrast
 FIRST = 600_000
 BATCH = 64
 SCHEDULE = Schedule(
-    steps=2000, learning_rate=1e-3, warmup=100, final_rate=0.02, weight_decay=0.05, ema=0.995, checkpoint_every=200, seed=14
+    steps=3200, learning_rate=1e-3, warmup=100, final_rate=0.02, weight_decay=0.05, ema=0.995, checkpoint_every=200, seed=14
 )
 MEAN = (0.48145466, 0.4578275, 0.40821073)  # what the host's CLIP vision preprocessing subtracts, and divides by
 STD = (0.26862954, 0.26130258, 0.27577711)

@@ -23,20 +23,22 @@ from ...training.augmentation import Augmentation
 from ...training.loop import Schedule, fit
 from .. import world
 from ..dataset import draw_many, in_chunks, training_keys
-from ..scene import Scene
+from ..scene import Box, Scene
 from .base import alphas_cumprod, diffusion_loss
 
-EXAMPLES = 2_000
+EXAMPLES = 4_000
 FIRST = 900_000
 CHUNK = 1_000
 BATCH = 32
 DROP = 0.2
+VIEWS = 6  # of each exemplar, augmented anew
 BACKDROP = 0.7  # of the exemplars: stand before another plain backdrop, since what is around a thing must come from the picture
 OBJECTS = 0.75  # of each batch
+MOST_ROOM = 0.5  # on one side of a thing, of its longer side
 SIDE = 128
 CELL = 8
 SCHEDULE = Schedule(
-    steps=1400, learning_rate=6e-4, warmup=80, final_rate=0.03, weight_decay=0.01, ema=0.998, checkpoint_every=250, seed=16
+    steps=3550, learning_rate=6e-4, warmup=80, final_rate=0.03, weight_decay=0.01, ema=0.998, checkpoint_every=250, seed=16
 )
 
 
@@ -69,13 +71,22 @@ def _example(scene: Scene, rng: torch.Generator) -> tuple[Tensor, Tensor, Tensor
     if not things:
         return None
     number, thing = things[int(torch.randint(len(things), (), generator=rng))]
-    picture = torch.from_numpy(scene.image).permute(2, 0, 1).float() / 255
+    picture = torch.tensor(scene.image).permute(2, 0, 1).float() / 255
     x0, y0, x1, y1 = exemplar_box(thing.box, SIDE, rng)
     masked = torch.cat([picture, torch.from_numpy(scene.instance_map == number)[None].float()])
     exemplar = F.interpolate(masked[None, :, y0:y1, x0:x1], size=(SIDE, SIDE), mode="bilinear", antialias=True)[0]
-    a, b, c, d = (value * SIDE for value in thing.box)
-    hole = shapes.mask_shape((a, b, c, d), SIDE, SIDE, rng, extension=0.25, jitter=2)
+    hole = shapes.mask_shape(_roomy(thing.box, rng), SIDE, SIDE, rng, extension=0.25, jitter=2)
     return picture, hole, exemplar
+
+
+def _roomy(box: Box, rng: torch.Generator) -> Box:
+    """A box in pixels, along each axis half of the time larger: the hole's proportions must not tell what stood there."""
+    x0, y0, x1, y1 = (value * SIDE for value in box)
+    left, top, right, bottom = (torch.rand(4, generator=rng) * MOST_ROOM * max(x1 - x0, y1 - y0)).tolist()
+    wider, higher = (torch.rand(2, generator=rng) < 0.5).tolist()
+    x0, x1 = (max(0.0, x0 - left), min(float(SIDE), x1 + right)) if wider else (x0, x1)
+    y0, y1 = (max(0.0, y0 - top), min(float(SIDE), y1 + bottom)) if higher else (y0, y1)
+    return x0, y0, x1, y1
 
 
 def _before_backdrops(exemplars: Tensor, rng: torch.Generator) -> Tensor:
@@ -101,7 +112,7 @@ def _prepared(first: int, number: int, nets: Networks) -> dict[str, Tensor]:
     with torch.no_grad():
         latents = torch.cat([nets.encode(batch).half() for batch in pictures.split(32)])
         known = torch.cat([nets.encode(b).half() for b in stitching.masked(pictures, holes[:, None]).split(32)])
-        classes = torch.stack([torch.cat([pooled(batch) for batch in exemplars.split(32)]) for _ in range(2)], dim=1)
+        classes = torch.stack([torch.cat([pooled(batch) for batch in exemplars.split(32)]) for _ in range(VIEWS)], dim=1)
     grid = (SIDE // CELL, SIDE // CELL)
     return {
         "latents": latents,

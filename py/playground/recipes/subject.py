@@ -33,7 +33,7 @@ TRAINED_LAYERS = 2  # of the image encoder, the last ones
 DROPS = Drops()
 HAIR = 4.0  # how much more an error counts where the hair is: it covers few cells, and a person is known by it
 SCHEDULE = Schedule(
-    steps=2800, learning_rate=5e-4, warmup=150, final_rate=0.03, weight_decay=0.01, ema=0.998, checkpoint_every=200, seed=15
+    steps=4700, learning_rate=5e-4, warmup=150, final_rate=0.03, weight_decay=0.01, ema=0.998, checkpoint_every=200, seed=15
 )
 
 
