@@ -76,8 +76,16 @@ def pipeline(seed: int = 0, widths: tuple[int, ...] = (320, 320), depth: int = 1
 
 
 def loaded(folder: Path) -> PaintByExamplePipeline:
-    """A saved pipeline as its users load it."""
-    found = PaintByExamplePipeline.from_pretrained(folder, safety_checker=None, requires_safety_checker=False)
+    """A saved pipeline, part by part: newer versions of diffusers no longer find the encoder's class by the name that they saved."""
+    found = PaintByExamplePipeline(
+        AutoencoderKL.from_pretrained(folder / "vae"),
+        PaintByExampleImageEncoder.from_pretrained(folder / "image_encoder"),
+        UNet2DConditionModel.from_pretrained(folder / "unet"),
+        DDIMScheduler.from_pretrained(folder / "scheduler"),
+        None,
+        CLIPImageProcessor.from_pretrained(folder / "feature_extractor"),
+        requires_safety_checker=False,
+    )
     found.set_progress_bar_config(disable=True)
     return found
 
