@@ -160,8 +160,12 @@ def _who_and_where(judge: Judge, images: Tensor, pairings: Sequence[Pairing]) ->
     """The shares of pictures with the right person, with the right place, and with both."""
     seen = [one for batch in images.split(32) for one in look(judge, batch)]
     who = [is_person(person_in(one), pairing.people[0].attributes()) for one, pairing in zip(seen, pairings)]
-    where = [place_of(one) == pairing.place for one, pairing in zip(seen, pairings)]
+    where = _right_places(seen, pairings)
     return float(np.mean(who)), float(np.mean(where)), float(np.mean([a and b for a, b in zip(who, where)]))
+
+
+def _right_places(seen: Sequence[dict[str, Tensor]], pairings: Sequence[Pairing]) -> list[bool]:
+    return [place_of(one) == pairing.place for one, pairing in zip(seen, pairings)]
 
 
 def both_whole(seen: dict[str, Tensor], pairing: Pairing) -> bool:
@@ -188,7 +192,7 @@ def subject_figures(
     pairs = held_out_pairings(count, people=2)
     twos = [one for batch in fused(pairs, seeds).split(32) for one in look(judge, batch)]
     whole = float(np.mean([both_whole(one, pairing) for one, pairing in zip(twos, pairs)]))
-    there = float(np.mean([place_of(one) == pairing.place for one, pairing in zip(twos, pairs)]))
+    there = float(np.mean(_right_places(twos, pairs)))
     return [
         Figure(f"judge, identity of {len(readable)} drawn persons read right", ceiling, "%"),
         Figure(f"{name}: identity right", identity, "%", 0.85),

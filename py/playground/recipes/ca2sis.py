@@ -137,9 +137,10 @@ def train(
         pictures, labels = faces.rows(torch.randint(len(faces.pictures), (BATCH,), generator=rng))
         taken, shape_mask, target, weight = edit_batch(pictures, labels, rng)
         masks, donor_masks = (one_hot(m, len(CLASSES)) for m in labels.unbind(1))
-        style = generator.encode_style(torch.cat([pictures[:, 0], pictures[:, 2]]), torch.cat([masks, donor_masks]))
+        read = torch.cat([pictures[:, 0], pictures[:, 2]]), torch.cat([masks, donor_masks])
+        style = generator.encode_style(*read)
         own, donor = style.float().chunk(2)
-        told = colours.loss(style.float(), torch.cat([pictures[:, 0], pictures[:, 2]]), torch.cat([masks, donor_masks]))
+        told = colours.loss(style.float(), *read)
         style = torch.where(taken[..., None], donor, own)
         # A sampled style has zeros for absent classes, an encoded one has not: the generator must take both.
         absent = ~present_classes(masks) & (torch.rand((len(own), 1), generator=rng) < 0.3)
