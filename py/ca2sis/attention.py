@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from torch import Tensor
+from torch import Tensor, nn
 
 #: Told of every cross-attention: q [b, l, c], k [b, k, c], the number of heads, the grid (h, w) with h * w = l.
 Watch = Callable[[Tensor, Tensor, int, tuple[int, int]], None]
@@ -24,6 +24,37 @@ def attend(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
     """
     q, k, v = (rearrange(t, "b l (n d) -> b n l d", n=heads) for t in (q, k, v))
     return rearrange(F.scaled_dot_product_attention(q, k, v), "b n l d -> b l (n d)")
+
+
+def folded(k: Tensor, v: Tensor, channels: int, heads: int, to_q: nn.Module, to_out: nn.Module) -> Callable[[Tensor], Tensor]:
+    """x [b, l, channels] -> to_out(softmax(to_q(x) k^T / sqrt(d)) v), both projections folded into the few keys and values.
+
+        softmax(x A^T) B,   A = k W_q / sqrt(d),   B = v W_out^T        head by head
+
+    x is multiplied by n m columns instead of n d twice. The places are the innermost axis of the table, so that its softmax runs over
+    vectors of them. The layers are called, their weights never read: they may be kept elsewhere or in another type.
+
+    Args:
+        k, v: [b, m, n d], n = heads. to_q: without a bias.
+    """
+    d = k.shape[-1] // heads
+    weight = rearrange(to_q(torch.eye(channels, dtype=k.dtype, device=k.device)), "c (n d) -> n d c", n=heads)
+    keys = rearrange(rearrange(k * d**-0.5, "b m (n d) -> b n m d", n=heads) @ weight, "b n m c -> b (n m) c")
+    own = torch.eye(heads, dtype=v.dtype, device=v.device)
+    apart = torch.einsum("bmnd,nj->bnmjd", rearrange(v, "b m (n d) -> b m n d", n=heads), own)
+    bias = to_out(v.new_zeros(1, v.shape[-1]))
+    values = to_out(rearrange(apart, "b n m j d -> b (n m) (j d)")) - bias
+
+    def read(x: Tensor) -> Tensor:
+        table = rearrange(keys @ x.mT, "b (n m) l -> b n m l", n=heads).softmax(dim=2)
+        return torch.baddbmm(bias, rearrange(table, "b n m l -> b l (n m)"), values)
+
+    return read
+
+
+def folding_pays(places: int, channels: int, keys: int, heads: int) -> bool:
+    """Whether `folded` multiplies less than projecting, attending and projecting back."""
+    return channels**2 + heads * keys * (channels + 2 * places) < 2 * places * (channels + keys)
 
 
 def mean_logits(q: Tensor, k: Tensor, heads: int, grid: tuple[int, int]) -> Tensor:

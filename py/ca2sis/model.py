@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from .attention import Watch, attend, mean_attention, mean_logits
+from .attention import Watch, attend, folded, folding_pays, mean_attention, mean_logits
 from .encoder import MULTIPLE, SCALES, NoiseMapping, StyleEncoder
 
 #: Levels of the generator by the numbers in the published names (res2, cross2 ...), and each one's attention heads.
@@ -19,8 +20,9 @@ HEADS = (8, 8, 8, 8, 4)
 #: Self-attention only on the three coarse levels.
 SELF_ATTENTION = (True, True, True, False, False)
 GROUPS = 32
-#: A feed-forward widens its tokens eightfold; in slices of so many tokens the wide map never exists whole.
-SLICE = 4096
+#: A feed-forward widens its tokens eightfold. In slices of so many wide values the wide map never exists whole, and on a processor it
+#: stays in the cache.
+SLICE, SLICE_ON_CARD = 1 << 20, 1 << 24
 
 
 @dataclass(frozen=True)
@@ -108,7 +110,7 @@ class ResBlock(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head attention with bias-free projections; keys and values from `context`, or from x itself."""
+    """Multi-head attention with bias-free projections; keys and values from x itself, or from a context of another width."""
 
     def __init__(self, inner: int, context: int, heads: int, operations: Any = nn, dtype: Any = None, device: Any = None) -> None:
         super().__init__()
@@ -119,15 +121,17 @@ class Attention(nn.Module):
         self.to_v = operations.Linear(context, inner, bias=False, **made)
         self.to_out = nn.Sequential(operations.Linear(inner, inner, **made))
 
-    def forward(
-        self, x: Tensor, context: Tensor | None = None, grid: tuple[int, int] = (1, 1), watch: Watch | None = None
-    ) -> Tensor:
-        """x [b, l, c], context [b, m, c'] -> [b, l, c]; `watch` sees q and k."""
-        context = x if context is None else context
-        q, k = self.to_q(x), self.to_k(context)
-        if watch is not None:
-            watch(q, k, self.heads, grid)
-        return self.to_out(attend(q, k, self.to_v(context), self.heads))
+    def forward(self, x: Tensor) -> Tensor:
+        """Self-attention: x [b, l, c] -> [b, l, c]."""
+        return self.to_out(attend(self.to_q(x), self.to_k(x), self.to_v(x), self.heads))
+
+    def reader(self, context: Tensor, places: int) -> Callable[[Tensor], Tensor]:
+        """Cross-attention over context [b, m, c'], for `places` in all: x [b, l, c] -> [b, l, c], in parts or at once."""
+        k, v = self.to_k(context), self.to_v(context)
+        channels = k.shape[-1]
+        if folding_pays(places, channels, k.shape[1], self.heads):
+            return folded(k, v, channels, self.heads, self.to_q, self.to_out)
+        return lambda x: self.to_out(attend(self.to_q(x), k, v, self.heads))
 
 
 class GatedLinear(nn.Module):
@@ -183,11 +187,17 @@ class Block(nn.Module):
         self.ff = FeedForward(inner, operations, **made)
 
     def forward(self, x: Tensor, style: Tensor, grid: tuple[int, int], watch: Watch | None = None) -> Tensor:
-        """x [b, l, c], S [b, k, code_dim] -> [b, l, c]."""
+        """x [b, l, c], S [b, k, code_dim] -> [b, l, c]; `watch` sees q and k of the cross-attention."""
         if self.self_attention:
             x = x + self.attn1(self.norm1(x))
-        x = x + self.attn2(self.norm2(x), style, grid, watch)
-        return torch.cat([part + self.ff(self.norm3(part)) for part in x.split(SLICE, dim=1)], dim=1)
+        if watch is not None:
+            watch(self.attn2.to_q(self.norm2(x)), self.attn2.to_k(style), self.attn2.heads, grid)
+        read, parts = self.attn2.reader(style, x.shape[1]), []
+        wide = SLICE if x.device.type == "cpu" else SLICE_ON_CARD
+        for part in x.split(max(1, wide // (8 * x.shape[0] * x.shape[-1])), dim=1):
+            part = part + read(self.norm2(part))
+            parts.append(part + self.ff(self.norm3(part)))
+        return torch.cat(parts, dim=1)
 
 
 class Transformer(nn.Module):

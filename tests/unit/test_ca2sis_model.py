@@ -8,7 +8,7 @@ import pytest
 import torch
 from pack.py.ca2sis import attention, codes
 from pack.py.ca2sis.encoder import masked_mean, scale_sizes
-from pack.py.ca2sis.model import SLICE, Block, Config, Generator
+from pack.py.ca2sis.model import Attention, Block, Config, Generator
 
 TINY = Config(
     classes=5, mask_channels=4, style_dim=8, width=32, encoder_width=2, grid=(4, 4), mask_size=(16, 16),
@@ -157,12 +157,21 @@ def test_the_preview_has_one_map_a_level_and_shares_out_each_pixel(model):
         torch.testing.assert_close(m.sum(dim=1), torch.ones_like(m[:, 0]))
 
 
-def test_the_sliced_feed_forward_equals_the_whole_one():
+def test_a_block_in_slices_equals_the_whole_one(monkeypatch):
     block = Block(16, 8, 2, False).eval()
-    x, style = torch.randn(1, SLICE + 100, 16, generator=rng()), torch.randn(1, 3, 8, generator=rng(1))
+    x, style = torch.randn(2, 300, 16, generator=rng()), torch.randn(2, 3, 8, generator=rng(1))
     with torch.no_grad():
-        h = x + block.attn2(block.norm2(x), style)
-        torch.testing.assert_close(block(x, style, (1, SLICE + 100)), h + block.ff(block.norm3(h)), rtol=0, atol=1e-5)
+        whole = block(x, style, (15, 20))
+        monkeypatch.setattr("pack.py.ca2sis.model.SLICE", 7 * 8 * 2 * 16)
+        torch.testing.assert_close(block(x, style, (15, 20)), whole, rtol=0, atol=1e-6)
+
+
+def test_projections_folded_into_the_codes_change_nothing():
+    layer = Attention(48, 8, 4).eval()
+    x, style = torch.randn(2, 300, 48, generator=rng()), torch.randn(2, 5, 8, generator=rng(1))
+    assert attention.folding_pays(300, 48, 5, 4) and not attention.folding_pays(30, 48, 5, 4)
+    with torch.no_grad():
+        torch.testing.assert_close(layer.reader(style, 300)(x), layer.reader(style, 30)(x), rtol=0, atol=1e-6)
 
 
 def test_noise_makes_styles_and_absent_classes_are_zero(model):
