@@ -14,6 +14,7 @@ import comfy.model_management
 import comfy.sd
 import torch
 import torch.nn.functional as F
+from comfy.ldm.modules.attention import CrossAttention
 from torch import Tensor
 
 from ..paint_by_example import checkpoint
@@ -86,9 +87,12 @@ class RegionalExemplars:
                 if region.mask.shape[0] not in (1, latents):
                     raise grids.batch_error(NODE, "the mask of a region", region.mask.shape[0], latents)
 
+    def idle(self, run: Run) -> bool:
+        return not any(REGIONS in c for c in _conditions(run))
+
     def active(self, options: dict) -> bool:
         run = scope.current(options)
-        return run is not None and run.keep((self, "used"), lambda: any(REGIONS in c for c in _conditions(run)))
+        return run is not None and not run.keep((self, "idle"), lambda: self.idle(run))
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, options: dict, text: Tensor) -> Tensor | None:
         run: Any = scope.current(options)  # there is one, `active` has asked
@@ -110,6 +114,16 @@ class RegionalExemplars:
             change = torch.zeros_like(text) if change is None else change
             change[first:last] = gated(text[first:last], values, grids.on(masks, text))
         return change
+
+
+class OneTokenAttention(CrossAttention):
+    """The host's text attention, for a single token: every place gets that token's value, so no query, key or softmax is computed."""
+
+    def forward(self, x: Tensor, context: Any = None, value: Any = None, mask: Any = None, **options: Any) -> Tensor:
+        if mask is not None or context is None or context.shape[1] != 1 or (value is not None and value.shape[1] != 1):
+            return super().forward(x, context, value=value, mask=mask, **options)
+        token = self.to_out(self.to_v(context if value is None else value))
+        return token.expand(-1, x.shape[1], -1).contiguous()  # others may change it in place
 
 
 def _conditions(run: Run) -> list[dict[str, Any]]:
@@ -152,8 +166,7 @@ def load(file: str, encoder_file: str = SAME_FILE, clip_vision: Any = None) -> t
             raise ValueError(f"{LOADER}: there is no {name} in {file!r}. {remedy}.")
     small = contents.metadata.get("base") == "playground"
     model = playground.load_model(contents.unet) if small else _unet(contents.unet, file)
-    model.model.concat_keys = CONCAT_KEYS
-    model = hooks.install(model, {"attn2": RegionalExemplars()}, hooks.text_layers(model, LOADER))
+    model = reads_exemplars(model)
     if clip_vision is None and small:
         clip_vision = playground.load_clip_vision()
     encoder = _encoder(contents, clip_vision, file)
@@ -164,6 +177,15 @@ def load(file: str, encoder_file: str = SAME_FILE, clip_vision: Any = None) -> t
         notices.tell(f"{LOADER}: {file!r} has no VAE; load the one of any Stable Diffusion 1.x model for it.")
         return model, encoder, None
     return model, encoder, comfy.sd.VAE(sd=dict(contents.vae))
+
+
+def reads_exemplars(model: Any) -> Any:
+    """A MODEL around a nine-channel UNet of its own, made Paint by Example's: what it is told, and how its text layers read it."""
+    model.model.concat_keys = CONCAT_KEYS
+    for block in hooks.attention_blocks(model.get_model_object("diffusion_model")).values():
+        if type(block.attn2) is CrossAttention:
+            block.attn2.__class__ = OneTokenAttention  # names and weights stay
+    return hooks.install(model, {"attn2": RegionalExemplars()}, hooks.text_layers(model, LOADER))
 
 
 def _read(file: str) -> checkpoint.Contents:

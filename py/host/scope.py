@@ -109,11 +109,14 @@ def open_run(executor: Any, *args: Any, **kwargs: Any) -> Any:
         return executor(*args, **kwargs)
     noise = args[0] if args else kwargs["noise"]
     run = options[RUN] = Run(executor.class_obj, tuple(noise.shape))
+    replaced = options.get("patches_replace", {})
     try:
         for technique in slots.techniques(options):
             technique.before_run(run)
+        options["patches_replace"] = slots.without_idle(replaced, run)
         return executor(*args, **kwargs)
     finally:
+        options["patches_replace"] = replaced
         options.pop(RUN, None)
         run.close()
 

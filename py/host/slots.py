@@ -45,6 +45,8 @@ class Technique(RunAware, Protocol):
         """Whether it acts in this model call; if no technique does, the layer computes exactly what it did without us."""
         ...
 
+    # Optional: idle(run) -> bool. True if it will act nowhere in this run; layers of which nobody wants anything are then not entered.
+
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, options: dict, text: Tensor) -> Tensor | None:
         """What to add to this layer's attention [b, l, c], before to_out. `text` is the attention so far, without foreign additions."""
         ...
@@ -84,6 +86,11 @@ class AttentionSlot:
         """Asked by the host before sampling: what our occupant and techniques need loaded beside the base model."""
         parts: tuple[Any, ...] = (self.occupant, *self.techniques)
         return [model for part in parts if hasattr(part, "models") for model in part.models()]
+
+    def idle(self, run: Any) -> bool:
+        """Whether nobody in this slot does anything in this run."""
+        alone = self.occupant is None and not self.added
+        return alone and all(hasattr(technique, "idle") and technique.idle(run) for technique in self.techniques)
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, extra_options: dict) -> Tensor:
         active = [technique for technique in self.techniques if technique.active(extra_options)]
@@ -132,6 +139,14 @@ def replace_attention(
         occupant = table.get(key, table.get(key[:2]))
         slot = occupant if isinstance(occupant, AttentionSlot) else AttentionSlot(occupant)
         model.set_model_patch_replace(slot.with_technique(technique, instead_of), name, *key)
+
+
+def without_idle(replaced: dict[str, dict], run: Any) -> dict[str, dict]:
+    """The host's replace table of one run, without slots that stay idle in it: those layers run as if they had never been replaced."""
+    return {
+        name: {key: patch for key, patch in table.items() if not (isinstance(patch, AttentionSlot) and patch.idle(run))}
+        for name, table in replaced.items()
+    }
 
 
 def separate_clones(old: Any, new: Any) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tiny
 import torch
 from comfy.clip_model import CLIPVision
-from pack.py.host import hooks, networks, paint_by_example
+from pack.py.host import networks, paint_by_example
 from pack.py.host import paint_by_example_stitch as stitch
 from pack.py.paint_by_example.model import Config, ExemplarMapper
 
@@ -49,9 +49,7 @@ def randomised(network, seed):
 
 def tiny_model():
     """A nine-channel MODEL as the loader gives it."""
-    found = tiny.tiny_model(TinyPBE)
-    found.model.concat_keys = paint_by_example.CONCAT_KEYS
-    return hooks.install(found, {"attn2": paint_by_example.RegionalExemplars()}, hooks.text_layers(found, "test"))
+    return paint_by_example.reads_exemplars(tiny.tiny_model(TinyPBE))
 
 
 def tiny_encoder():

@@ -46,6 +46,28 @@ def test_the_unet_reads_the_published_channels_in_the_published_order(model, enc
     assert ready[0][0][1]["concat_latent_image"][0, :, 3, 3].abs().max() == 0, "the hole is grey"
 
 
+def test_one_token_is_read_as_the_host_reads_it(model):
+    layer = hooks.attention_blocks(model.model.diffusion_model)["input", 1, 0].attn2
+    host = type(layer).__mro__[1]
+    x, one = torch.randn(2, 9, layer.to_q.in_features), torch.randn(2, 1, layer.to_k.in_features)
+    for more in ({}, {"value": one * 2}):
+        found = layer(x, one, **more)
+        assert_close(found, host.forward(layer, x, one, **more), rtol=1e-5, atol=1e-5)
+        found += 1  # as other packs' patches may do
+    two = torch.cat([one, one + 1], dim=1)
+    assert torch.equal(layer(x, two), host.forward(layer, x, two))
+
+
+def test_layers_in_which_nobody_acts_are_not_entered(model, encoder, monkeypatch):
+    entered, slot = [], type(next(iter(model.model_options["transformer_options"]["patches_replace"]["attn2"].values())))
+    plain = slot.__call__
+    monkeypatch.setattr(slot, "__call__", lambda self, *args: entered.append(self) or plain(self, *args))
+    sample(model, prepared(encoder))
+    assert not entered
+    sample(model, regional(encoder, s4=torch.ones(1, 64, 64)))
+    assert entered
+
+
 def test_another_inpainting_model_is_not_touched(model):
     other = tiny.tiny_model(TinyPBE)
     assert tuple(other.model.concat_keys) == ("mask", "masked_image")
@@ -129,7 +151,7 @@ def test_each_region_hears_its_own_exemplar(model, encoder):
         out = seen.pop("out")[0].unflatten(0, (8, 8))
         for seed, part in ((4, out[:, :4]), (5, out[:, 4:])):
             sample(model, prepared(encoder, exemplar=pictures(seed=seed)), steps=1, cfg=1.0)
-            assert_close(part, seen.pop("out")[0].unflatten(0, (8, 8))[:, :4], rtol=1e-4, atol=1e-4)
+            assert_close(part, seen.pop("out")[0, 0].expand_as(part), rtol=1e-4, atol=1e-4)
     finally:
         handle.remove()
 
