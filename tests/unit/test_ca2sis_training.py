@@ -134,3 +134,13 @@ def test_the_recipe_trains_generator_and_noise(tmp_path):
     recipe.train(generator, tmp_path, short, short, recipe.Faces(3))
     assert all(torch.isfinite(p).all() for p in generator.parameters())
     assert generator.encode_style(torch.zeros(1, 3, 128, 128), torch.ones(1, 9, 128, 128)).shape == (1, 9, 160)
+
+
+def test_a_small_class_in_a_wrong_colour_counts_like_a_large_one():
+    masks = codes.one_hot(torch.tensor([[[0, 0, 0, 1], [0, 0, 0, 2]]]), 3)
+    drawn, wrong = torch.zeros(1, 3, 2, 4), torch.zeros(3, 1, 3, 2, 4)
+    for number, target in enumerate(wrong):
+        target += masks[:, number : number + 1]
+    assert [float(recipe.colour_loss(drawn, target, masks)) for target in wrong] == pytest.approx([1 / 3] * 3)
+    masks[0, 1] = 1  # a place that two classes claim says nothing
+    assert float(recipe.colour_loss(drawn, wrong[0], masks)) == 0

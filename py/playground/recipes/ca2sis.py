@@ -3,8 +3,8 @@
 The full trainer is adversarial (`py/ca2sis/training.py`). Here every exchange of styles or shapes has one right answer, so the generator
 learns edits directly: a third of each batch is drawn again from its own codes, a third with some classes' styles of another face, a third
 with one class's shape of another face. With the attention loss that gives a sharper picture in this time than a discriminator does.
-Eyes, brows and mouths cover so few pixels that their codes would stay empty: classes weigh nearly alike, and a linear head, dropped
-afterwards, asks each code for its class's colour.
+Eyes, brows and mouths cover so few pixels that their codes would stay empty: classes weigh nearly alike, the mean colour of each class
+counts besides its pixels, and a linear head, dropped afterwards, asks each code for its class's colour.
 Afterwards the noise network learns which codes there are.
 """
 
@@ -41,19 +41,32 @@ CONFIG = Config(
     noise_width=64,
     tanh=False,
 )
-FACES = 2400
+FACES = 6000
 FIRST = 800_000
 BATCH = 6
 ATTENTION = 0.05
 COLOUR = 0.3  # weight of the loss of the codes' colours
+DRAWN_COLOUR = 2.0  # and of the colours of what is drawn
 EVEN, HEAVIEST = 0.15, 20.0  # a class that covers less than this share of the picture weighs more, so many times at most
 SCHEDULE = Schedule(
-    steps=1800, learning_rate=1.5e-3, warmup=50, final_rate=0.02, weight_decay=0.0, ema=0.99, checkpoint_every=100, seed=18
+    steps=4400, learning_rate=1.5e-3, warmup=50, final_rate=0.02, weight_decay=0.0, ema=0.99, checkpoint_every=100, seed=18
 )
 NOISE = Schedule(
     steps=1200, learning_rate=1e-3, warmup=50, final_rate=0.02, weight_decay=0.0, ema=0.99, checkpoint_every=400, seed=19
 )
 NOISE_BATCH, NOISE_TRIES = 32, 256
+
+
+def mean_colours(pictures: Tensor, masks: Tensor) -> Tensor:
+    """Of each class's pixels, [b, k, 3], of pictures [b, 3, h, w] and masks M [b, k, h, w]."""
+    return torch.einsum("bchw,bkhw->bkc", pictures, masks) / masks.sum(dim=(2, 3))[..., None].clamp_min(1)
+
+
+def colour_loss(pictures: Tensor, targets: Tensor, shape_mask: Tensor) -> Tensor:
+    """The square error of the classes' mean colours, all classes alike, over the pixels that M_sw [b, k, h, w] gives to one class."""
+    alone = shape_mask * (shape_mask.sum(dim=1, keepdim=True) == 1)
+    error = (mean_colours(pictures, alone) - mean_colours(targets, alone)).square().mean(dim=-1)
+    return error[present_classes(alone)].mean()
 
 
 class CodeColours(nn.Module):
@@ -66,10 +79,8 @@ class CodeColours(nn.Module):
 
     def loss(self, style: Tensor, pictures: Tensor, masks: Tensor) -> Tensor:
         """The square error, over the classes that are there: S [b, k, code_dim], pictures [b, 3, h, w], M [b, k, h, w]."""
-        areas = masks.sum(dim=(2, 3))
-        right = torch.einsum("bchw,bkhw->bkc", pictures, masks) / areas[..., None].clamp_min(1)
         told = torch.einsum("bkd,kdc->bkc", style, self.weight) + self.bias
-        return (told - right).square().mean(dim=-1)[areas > 0].mean()
+        return (told - mean_colours(pictures, masks)).square().mean(dim=-1)[present_classes(masks)].mean()
 
 
 class Faces:
@@ -149,6 +160,7 @@ def train(
         error = picture.float() - target
         # The square is what is measured; a little of the absolute error keeps flat places flat.
         drawn = (weight * (error.square() + 0.1 * error.abs())).mean()
+        drawn = drawn + DRAWN_COLOUR * colour_loss(picture.float(), target, shape_mask)
         return drawn + COLOUR * told + ATTENTION * attention_loss(logits, shape_mask)
 
     mapping.requires_grad_(False)
