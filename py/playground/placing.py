@@ -41,7 +41,7 @@ class Placing:
     @property
     def picture(self) -> Tensor:
         """The source, [side, side, 3] in 0..1."""
-        return torch.from_numpy(self.source.image).float() / 255
+        return torch.tensor(self.source.image).float() / 255
 
 
 def _pixels(box: Box, side: int, room: float) -> tuple[int, int, int, int]:

@@ -26,19 +26,19 @@ from ..dataset import draw_many, in_chunks, training_keys
 from ..scene import Box, Scene
 from .base import alphas_cumprod, diffusion_loss
 
-EXAMPLES = 4_000
+EXAMPLES = 6_000
 FIRST = 900_000
 CHUNK = 1_000
 BATCH = 32
 DROP = 0.2
-VIEWS = 6  # of each exemplar, augmented anew
+VIEWS = 4  # of each exemplar, augmented anew
 BACKDROP = 0.7  # of the exemplars: stand before another plain backdrop, since what is around a thing must come from the picture
 OBJECTS = 0.75  # of each batch
 MOST_ROOM = 0.5  # on one side of a thing, of its longer side
 SIDE = 128
 CELL = 8
 SCHEDULE = Schedule(
-    steps=3550, learning_rate=6e-4, warmup=80, final_rate=0.03, weight_decay=0.01, ema=0.998, checkpoint_every=250, seed=16
+    steps=8750, learning_rate=6e-4, warmup=80, final_rate=0.03, weight_decay=0.01, ema=0.998, checkpoint_every=250, seed=16
 )
 
 
