@@ -56,7 +56,7 @@ def _generator(repeats: int) -> Iterator[dict]:
             model.attend, model.folding_pays, model.SLICE = kept
 
     torch.testing.assert_close(ours(), textbook(), rtol=1e-3, atol=1e-3)
-    whole, plain = ([seconds(call) for _ in range(repeats)] for call in (ours, textbook))
+    whole, plain = zip(*((seconds(ours), seconds(textbook)) for _ in range(repeats)))  # in turns: the machine's mood meets both
     name = "CA2-SIS, encode and draw at 256x256"
     yield at_most(f"{name}, time against the textbook form", statistics.median(whole) / statistics.median(plain), "x", MOST_TIME)
     if STATM.exists():

@@ -42,10 +42,16 @@ def _has_gpu() -> bool:
 
 
 def figures(module: str, quick: bool) -> int:
-    """Print the figures of a measurement, one line of JSON each as soon as it is known."""
-    for figure in load(module).figures(quick):
-        sys.stdout.write(f"FIGURE {json.dumps(figure)}\n")
-        sys.stdout.flush()
+    """Print the figures of a measurement, one line of JSON each as soon as it is known, without the host's progress bars between them."""
+    import torch
+
+    measured = load(module)
+    if "comfy.utils" in sys.modules:
+        sys.modules["comfy.utils"].set_progress_bar_enabled(False)
+    with torch.no_grad():
+        for figure in measured.figures(quick):
+            sys.stdout.write(f"FIGURE {json.dumps(figure)}\n")
+            sys.stdout.flush()
     return 0
 
 
