@@ -10,7 +10,7 @@ from torch import Tensor
 
 from . import world
 from .evaluation import Figure
-from .faces import BACKDROP, CLASSES, Trio, draw_trio, reshaped
+from .faces import BACKDROP, CLASSES, Trio, draw_trio, mean_colours, reshaped
 from .judge import Judge, as_batch, find_outlined, look, shows
 from .scene import Scene
 from .scenes import HELD_OUT, draw_scene
@@ -90,7 +90,7 @@ def _labels(trios: Sequence[Trio]) -> tuple[Tensor, Tensor]:
 
 def _mean_colour(images: Tensor, here: Tensor) -> Tensor:
     """[b, 3] of the pixels here [b, h, w]."""
-    return (images * here[:, None]).sum(dim=(2, 3)) / here.sum(dim=(1, 2))[:, None].clamp_min(1)
+    return mean_colours(images, here[:, None])[:, 0]
 
 
 def _style_movement(own, donor, labels, donor_labels, redraw: Redraw, restyle: Restyle) -> tuple[float, float]:

@@ -55,6 +55,12 @@ def draw_trio(number: int) -> Trio:
     return Trio(own.image, other.image, giver.image, face_labels(own), face_labels(giver))
 
 
+def mean_colours(pictures: Tensor, masks: Tensor) -> Tensor:
+    """Of the pixels in each mask, [b, k, 3], of pictures [b, 3, h, w] and masks [b, k, h, w]; 0 for an empty one."""
+    masks = masks.to(pictures.dtype)
+    return torch.einsum("bchw,bkhw->bkc", pictures, masks) / masks.sum(dim=(2, 3))[..., None].clamp_min(1)
+
+
 def restyled(own: Tensor, other: Tensor, donor: Tensor, labels: Tensor, donor_labels: Tensor, taken: Tensor) -> Tensor:
     """The picture in which the classes taken have the donor's look, [b, 3, h, w].
 
@@ -63,9 +69,8 @@ def restyled(own: Tensor, other: Tensor, donor: Tensor, labels: Tensor, donor_la
         taken: [b, k] bool.
     """
     here = torch.gather(taken, 1, labels.flatten(1)).view_as(labels)[:, None]
-    there = (donor_labels == BACKDROP)[:, None]
-    colour = (donor * there).sum(dim=(2, 3), keepdim=True) / there.sum(dim=(2, 3), keepdim=True).clamp_min(1)
-    look = torch.where((labels == BACKDROP)[:, None], colour, other)
+    colour = mean_colours(donor, (donor_labels == BACKDROP)[:, None])
+    look = torch.where((labels == BACKDROP)[:, None], colour[:, 0, :, None, None], other)
     return torch.where(here, look, own)
 
 

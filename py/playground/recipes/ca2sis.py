@@ -23,7 +23,7 @@ from ...ca2sis.model import Config, Generator
 from ...ca2sis.training import begin_, draw_watched, noise_loss
 from ...training.loop import Schedule, fit
 from ..dataset import in_parallel
-from ..faces import CLASSES, draw_trio, reshaped, restyled
+from ..faces import CLASSES, draw_trio, mean_colours, reshaped, restyled
 from ..scenes import SIDE
 
 log = logging.getLogger("exemplary")
@@ -55,11 +55,6 @@ NOISE = Schedule(
     steps=1200, learning_rate=1e-3, warmup=50, final_rate=0.02, weight_decay=0.0, ema=0.99, checkpoint_every=400, seed=19
 )
 NOISE_BATCH, NOISE_TRIES = 32, 256
-
-
-def mean_colours(pictures: Tensor, masks: Tensor) -> Tensor:
-    """Of each class's pixels, [b, k, 3], of pictures [b, 3, h, w] and masks M [b, k, h, w]."""
-    return torch.einsum("bchw,bkhw->bkc", pictures, masks) / masks.sum(dim=(2, 3))[..., None].clamp_min(1)
 
 
 def colour_loss(pictures: Tensor, targets: Tensor, shape_mask: Tensor) -> Tensor:
@@ -122,9 +117,8 @@ def edit_batch(pictures: Tensor, labels: Tensor, rng: torch.Generator) -> tuple[
     which = (torch.rand(both.shape, generator=rng) * both)[:, 1:].argmax(dim=1) + 1
     shaped = (kind == 2)[:, None, None]
     _, known, added = reshaped(map_own, map_donor, which)
-    own_pixels = masks[torch.arange(len(own)), which][:, None]
-    colour = (own * own_pixels).sum(dim=(2, 3), keepdim=True) / own_pixels.sum(dim=(2, 3), keepdim=True).clamp_min(1)
-    target = torch.where((shaped & added)[:, None], colour, target)
+    colour = mean_colours(own, masks[torch.arange(len(own)), which][:, None])
+    target = torch.where((shaped & added)[:, None], colour[:, 0, :, None, None], target)
     rows = torch.arange(len(own))[kind == 2]
     shape_mask = masks.clone()
     shape_mask[rows, which[rows]] = donor_masks[rows, which[rows]]
