@@ -2,9 +2,9 @@
 
 Both run ten steps with guidance on the same picture, from files on the disk: on a small UNet of Stable Diffusion's widths, and (not when quick)
 on one of its full size. The host reads with PyTorch's attention, as diffusers does, and as the host itself does on graphics cards; the other one,
-its habit on processors, takes twice the time and three times the memory in this shape, with or without these nodes. Time is processor time of a
-run with everything loaded, memory what it needs beyond that. Of loading it is the process's own memory; pages of mapped files, which the system
-may drop at any time, are counted apart: they are what was read.
+its habit on processors, needs far more time and memory at the full size. Time is processor time of a run with everything loaded, memory what it
+needs beyond that. Of loading it is the process's own memory; pages of mapped files, which the system may drop at any time, are counted apart:
+they are what was read.
 """
 
 from __future__ import annotations

@@ -88,11 +88,11 @@ class RegionalExemplars:
                     raise grids.batch_error(NODE, "the mask of a region", region.mask.shape[0], latents)
 
     def idle(self, run: Run) -> bool:
-        return not any(REGIONS in c for c in _conditions(run))
+        return run.keep((self, "idle"), lambda: not any(REGIONS in c for c in _conditions(run)))
 
     def active(self, options: dict) -> bool:
         run = scope.current(options)
-        return run is not None and not run.keep((self, "idle"), lambda: self.idle(run))
+        return run is not None and not self.idle(run)
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, options: dict, text: Tensor) -> Tensor | None:
         run: Any = scope.current(options)  # there is one, `active` has asked

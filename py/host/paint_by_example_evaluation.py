@@ -30,7 +30,7 @@ class Placer:
         folders.register()
         self.model, self.encoder, self.vae = paint_by_example.load(FILE.name)
 
-    def place(self, one: Placing, seed: int, window: str = "around the hole") -> tuple[Tensor, Any]:
+    def place(self, one: Placing, seed: int) -> tuple[Tensor, Any]:
         """A picture [1, h, w, 3] and its cut."""
         exemplar = torch.from_numpy(one.exemplar)[None].float() / 255
         positive, negative = paint_by_example.condition(self.encoder, exemplar)
@@ -42,7 +42,6 @@ class Placer:
             one.hole[None],
             width=SIDE,
             height=SIDE,
-            crop=window,
             grow=GROW,
             feather=FEATHER,
         )
