@@ -18,13 +18,12 @@ from einops import rearrange
 from pack.benchmarks.measure import STATM, at_most, one_thread, peak_growth, seconds
 from pack.py.ca2sis import codes, model
 from pack.py.ca2sis.model import Config, Generator
-from pack.py.host import ca2sis_attention
+from pack.py.host.ca2sis import attention as ca2sis_attention
 from pack.py.semantic.palettes import named_palette
 from pack.py.semantic.semantic_map import SemanticMap
 from torch import Tensor
 
 ROOT = Path(__file__).resolve().parents[1]
-KIND = "speed"
 MOST_TIME, MOST_MEMORY, MOST_STEP = 0.5, 0.35, 1.3
 CLASSES = ("backdrop", "sky", "grass", "road", "house", "tree", "car", "person")
 

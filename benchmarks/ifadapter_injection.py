@@ -23,10 +23,9 @@ if "pack" not in sys.modules:
     sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
     import conftest  # noqa: F401  puts the pack under its name
 
-from pack.py.ifadapter.injection import KeysValues, Places, attend, inject, prepare
+from pack.py.ifadapter.attention import KeysValues, Places, attend, inject, prepare
 from pack.py.ifadapter.model import Injection
 
-KIND = "speed"
 SIDE, CHANNELS, HEADS, TEXT = 32, 1280, 20, 2048
 TOKENS, ROWS, SLOTS = 13, 2, 10
 

@@ -21,11 +21,10 @@ if "pack" not in sys.modules:
 
 import comfy.supported_models
 from pack.benchmarks.measure import at_most
-from pack.py.host import ifadapter
+from pack.py.host.ifadapter import apply as ifadapter
 from pack.py.ifadapter.instances import Instance, Instances
 from tiny import SHAPES, TinyCLIP, conditioning, sample, tiny_model
 
-KIND = "speed"
 SIZE = 512
 MOST = 1.15
 

@@ -18,10 +18,11 @@ import folder_paths
 import torch
 from comfy.ldm.modules.attention import attention_pytorch
 from pack.benchmarks.measure import peak_growth, seconds
-from pack.py.host import folders, paint_by_example, paint_by_example_stitch
+from pack.py.host import folders
+from pack.py.host.paint_by_example import loader as paint_by_example
+from pack.py.host.paint_by_example import prepare as paint_by_example_stitch
 from pack.tests.host import exemplars
 
-KIND = "speed"
 STEPS, CFG = 10, 5.0
 MOST_TIME, MOST_MEMORY, MOST_LOADED = 0.95, 0.9, 1.2
 SHAPES = {"a small UNet": ((320, 320), 1, 128), "Stable Diffusion 1.5's shape": ((320, 640, 1280, 1280), 2, 512)}

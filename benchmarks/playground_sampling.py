@@ -9,9 +9,8 @@ import statistics
 import time
 from collections.abc import Iterator
 
-from pack.py.host.playground_evaluation import STEPS, Studio
+from pack.lab.evaluate.setup import STEPS, Studio
 
-KIND = "speed"
 MOST_SECONDS = 5.0
 
 

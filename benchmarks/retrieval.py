@@ -29,7 +29,6 @@ from pack.py.semantic.palettes import named_palette
 from pack.py.semantic.retrieval import GRID, SAMPLES, Summaries, rank
 from pack.py.semantic.semantic_map import SemanticMap
 
-KIND = "speed"
 CANDIDATES = 100_000
 MOST_MS = 1000.0
 CITY = named_palette("Cityscapes / BDD100K")

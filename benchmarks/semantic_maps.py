@@ -29,7 +29,6 @@ from pack.py.semantic.remap import remap
 from pack.py.semantic.semantic_map import SemanticMap
 from pack.py.semantic.snapping import colours_of_image, snap_to_palette
 
-KIND = "speed"
 HEIGHT, WIDTH = 1024, 2048
 MOST_MS = 1000.0
 

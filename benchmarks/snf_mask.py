@@ -22,7 +22,6 @@ if "pack" not in sys.modules:
 from pack.benchmarks.measure import at_most, milliseconds, one_thread, ratio, show
 from pack.py.snf.fusion import Prediction, Settings, blend, saliency_mask
 
-KIND = "speed"
 CELLS = 128
 MOST_MS = 5.0
 

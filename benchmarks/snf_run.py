@@ -22,11 +22,10 @@ import comfy.samplers
 import torch
 from pack.benchmarks.ifadapter_weight_free import FullSD15
 from pack.benchmarks.measure import at_most, one_thread, show
-from pack.py.host.snf import FusionGuider, Subject
+from pack.py.host.snf.guider import FusionGuider, Subject
 from pack.py.snf.schedule import Stages
 from tiny import conditioning, tiny_model  # on the path since the import above
 
-KIND = "speed"
 PUBLISHED_PASSES = 132
 MOST_BESIDES = 0.02
 PUBLISHED_TIMESTEPS = [981, 961, *range(961, 0, -20)]

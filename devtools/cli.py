@@ -12,8 +12,13 @@ from pathlib import Path
 from . import environment, hosts, server
 from .environment import Environment
 from .hosts import Host
-from .places import DEFAULT_HOST, ROOT, in_ci
+from .places import DEFAULT_HOST, in_ci
 from .say import Trouble, say
+
+#: Techniques with a trainer, `lab/train/<technique>.py`.
+TECHNIQUES = ("am_adapter", "ca2sis", "ifadapter", "paint_by_example", "snf")
+#: Techniques whose published weights `py/<technique>/checkpoint.py` converts.
+CONVERTED = "ifadapter"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -177,7 +182,7 @@ def _playground_train(options: argparse.Namespace) -> int:
     from . import testing
 
     arguments = [argument for argument in options.arguments if argument != "--"]
-    return testing.inside(*_ready(options, dev=True), "py.host.playground_training", arguments)
+    return testing.inside(*_ready(options, dev=True), "lab.playground.train", arguments)
 
 
 def _playground_evaluate(options: argparse.Namespace) -> int:
@@ -189,18 +194,14 @@ def _playground_evaluate(options: argparse.Namespace) -> int:
 def _train(options: argparse.Namespace) -> int:
     from . import testing
 
-    ending = "_training.py"
-    rooms = (path.name.removesuffix(ending) for path in (ROOT / "py" / "host").glob(f"*{ending}"))
-    trainers = sorted(name for name in rooms if (ROOT / "py" / name / "training.py").is_file())
-    if options.technique not in trainers:
-        known = f"These techniques have one: {', '.join(trainers)}." if trainers else "No technique has one yet."
-        raise Trouble(f"There is no trainer for {options.technique!r} in this version of the pack. {known}")
+    if options.technique not in TECHNIQUES:
+        raise Trouble(f"There is no trainer for {options.technique!r}. Choose one of: {', '.join(TECHNIQUES)}.")
     # Graphics cards of one machine, or processes on the CPU where there is none; the rest of accelerate's choices are its configuration's.
     several = ["--multi_gpu", "--num_processes", str(options.processes)] if options.processes > 1 else []
     arguments = ["--config", str(Path(options.config).resolve())]
     return testing.inside(
         *_ready(options, dev=True),
-        f"py.host.{options.technique}_training",
+        f"lab.train.{options.technique}",
         arguments,
         launcher=["-m", "accelerate.commands.launch", *several],
     )
@@ -209,13 +210,8 @@ def _train(options: argparse.Namespace) -> int:
 def _convert_weights(options: argparse.Namespace) -> int:
     from . import testing
 
-    converters = sorted(
-        path.parent.name for path in (ROOT / "py").glob("*/checkpoint.py") if "\ndef main(" in path.read_text(encoding="utf-8")
-    )
-    if options.technique not in converters:
-        raise Trouble(
-            f"There is nothing to convert for {options.technique!r}. These techniques have it: {', '.join(converters)}."
-        )
+    if options.technique not in CONVERTED:
+        raise Trouble(f"There is nothing to convert for {options.technique!r}. Choose one of: {', '.join(CONVERTED)}.")
     files = [str(Path(file).resolve()) for file in (options.file, options.target) if file]
     return testing.inside(*_ready(options), f"py.{options.technique}.checkpoint", files)
 
@@ -239,7 +235,7 @@ def _evaluate(options: argparse.Namespace) -> int:
     for result in options.results:
         name, _, folder = result.rpartition("=")
         arguments.append(f"{name or Path(folder).name}={full(folder)}")
-    return testing.inside(*_ready(options), "py.host.instance_evaluation", arguments)
+    return testing.inside(*_ready(options), "lab.evaluate.instances", arguments)
 
 
 def _cocoee(options: argparse.Namespace) -> int:
@@ -250,7 +246,7 @@ def _cocoee(options: argparse.Namespace) -> int:
     for result in options.results:
         name, _, folder = result.rpartition("=")
         arguments.append(f"{name or Path(folder).name}={Path(folder).resolve()}")
-    return testing.inside(*_ready(options), "py.evaluation.cocoee", arguments)
+    return testing.inside(*_ready(options), "lab.evaluate.cocoee", arguments)
 
 
 def _convert(options: argparse.Namespace) -> int:

@@ -1,8 +1,7 @@
 """Measured figures: who measures them, how they are kept, and when they are measured again.
 
-A measurement is a module of the pack, any `py/host/<name>_evaluation.py` or `benchmarks/<name>.py`, with
+A measurement is a module of the pack that MEASUREMENTS lists, with
 
-    KIND = "quality"                    # or "speed"
     NEEDS = ["vae", "ifadapter/one"]     # shipped files without which there is nothing to measure, below assets/playground; may be left away
     def figures(quick: bool):           # a generator; the host is importable, the pack is `pack`
         yield {"name": "one object: class and colour right", "value": 0.94, "unit": "%", "target": ">= 0.90", "ok": True,
@@ -10,7 +9,7 @@ A measurement is a module of the pack, any `py/host/<name>_evaluation.py` or `be
 
 `value` is a number, `unit` says how to print it ("%" prints 0.94 as 94.0 %), `target` and `ok` may be left away. Each figure is
 printed when it is known and kept in `output/figures/<module>.json` with what it was measured on. `dev.py playground evaluate` runs
-those of KIND quality, `dev.py bench` those of KIND speed; the demo reuses kept ones as long as the pack's code and weights are the
+those of kind quality, `dev.py bench` those of kind speed; the demo reuses kept ones as long as the pack's code and weights are the
 same, and otherwise measures quickly.
 """
 
@@ -33,12 +32,34 @@ from .testing import variables
 
 KEPT = OUTPUT / "figures"
 WEIGHTS = ROOT / "assets" / "playground"
+#: The measurements of each kind, in the order of the report: (folder, module).
+MEASUREMENTS = {
+    "quality": (
+        ("lab/evaluate", "am_adapter"),
+        ("lab/evaluate", "ca2sis"),
+        ("lab/evaluate", "ifadapter"),
+        ("lab/evaluate", "paint_by_example"),
+        ("lab/evaluate", "setup"),
+        ("lab/evaluate", "snf"),
+    ),
+    "speed": (
+        ("benchmarks", "am_adapter"),
+        ("benchmarks", "ca2sis"),
+        ("benchmarks", "ifadapter_injection"),
+        ("benchmarks", "ifadapter_weight_free"),
+        ("benchmarks", "paint_by_example"),
+        ("benchmarks", "playground_sampling"),
+        ("benchmarks", "retrieval"),
+        ("benchmarks", "semantic_maps"),
+        ("benchmarks", "snf_mask"),
+        ("benchmarks", "snf_run"),
+    ),
+}
 
 
 def modules(kind: str, names: list[str] | None = None) -> list[str]:
     """The measurements of one kind, as module names inside the pack."""
-    paths = [*sorted((ROOT / "py" / "host").glob("*_evaluation.py")), *sorted((ROOT / "benchmarks").glob("*.py"))]
-    found = [path for path in paths if path.is_file() and _constant(path, "KIND") == kind]
+    found = [ROOT / folder / f"{name}.py" for folder, name in MEASUREMENTS[kind]]
     unknown = set(names or ()) - {path.stem for path in found}
     if unknown:
         known = ", ".join(path.stem for path in found) or "none"
@@ -88,7 +109,7 @@ def shown(figure: dict) -> str:
 def fingerprint() -> str:
     """What the figures depend on: the pack's code and weights."""
     digest = hashlib.sha256()
-    for folder in ("py", "nodes", "benchmarks", "assets"):
+    for folder in ("py", "nodes", "lab", "benchmarks", "assets"):
         for path in sorted((ROOT / folder).rglob("*")):
             if path.is_file() and path.suffix != ".pyc":
                 digest.update(path.relative_to(ROOT).as_posix().encode() + path.read_bytes())

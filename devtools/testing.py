@@ -12,7 +12,7 @@ from .places import ROOT, RUNS, in_ci
 from .say import Trouble, say
 
 LANES = ("lint", "unit", "host", "conformance", "server", "browser")
-CHECKED = ("dev.py", "devtools", "nodes", "py", "tests", "benchmarks", "__init__.py")
+CHECKED = ("dev.py", "devtools", "nodes", "py", "lab", "tests", "benchmarks", "__init__.py")
 
 
 def chosen(names: list[str]) -> list[str]:

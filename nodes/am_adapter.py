@@ -5,11 +5,11 @@ from __future__ import annotations
 from comfy_api.latest import io, ui
 
 from ..py.am_adapter.attention import MODES
-from ..py.host import am_adapter as host
-from ..py.host import am_adapter_controlnext as control_host
 from ..py.host import folders
-from ..py.host.am_adapter_exemplar import SOURCES
-from ..py.host.am_adapter_preview import preview
+from ..py.host.am_adapter import apply as host
+from ..py.host.am_adapter import controlnext as control_host
+from ..py.host.am_adapter.exemplar import SOURCES
+from ..py.host.am_adapter.preview import preview
 from .semantic_map import SemanticMapType
 from .widgets import advanced
 

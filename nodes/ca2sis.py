@@ -7,9 +7,9 @@ from comfy_api.latest import io
 from ..py.ca2sis.checkpoint import FINAL_ACTIVATIONS
 from ..py.ca2sis.codes import GROUPS, SHAPE_MODES
 from ..py.ca2sis.labels import BY_NAME, ORDERS
-from ..py.host import ca2sis as host
-from ..py.host import ca2sis_styles as styles_host
 from ..py.host import folders
+from ..py.host.ca2sis import codes as host
+from ..py.host.ca2sis import styles as styles_host
 from .semantic_map import SemanticMapType
 from .widgets import advanced
 

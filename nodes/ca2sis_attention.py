@@ -5,8 +5,8 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ..py.ca2sis.attention import VARIANTS
-from ..py.host import ca2sis_attention as attention_host
-from ..py.host import ca2sis_preview as preview_host
+from ..py.host.ca2sis import attention as attention_host
+from ..py.host.ca2sis import preview as preview_host
 from ..py.host.schedule import PercentRange
 from .ca2sis import CATEGORY, CA2SISType, ShapeType, StyleType, _fraction
 from .semantic_map import SemanticMapType

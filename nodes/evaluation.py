@@ -5,8 +5,8 @@ from __future__ import annotations
 from comfy_api.latest import io, ui
 
 from ..py.evaluation.detection import success_rate
-from ..py.host import instance_evaluation as host
-from ..py.host import region_score
+from ..py.host.evaluation import instances as host
+from ..py.host.evaluation import regions as region_score
 from .ifadapter import InstancesType
 
 _JUDGES = (host.PLAYGROUND, "own models")

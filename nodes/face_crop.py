@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..py.host import face_crop as host
+from ..py.host import crop as host
 from .paint_by_example import StitchType
 from .semantic_map import SemanticMapType
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..py.host import folders, ifadapter_trained
-from ..py.host import ifadapter as host
-from ..py.host.ifadapter_preview import draw_instances
-from ..py.ifadapter.attention import Settings
+from ..py.host import folders
+from ..py.host.ifadapter import apply as host
+from ..py.host.ifadapter import trained as ifadapter_trained
+from ..py.host.ifadapter.preview import draw_instances
 from ..py.ifadapter.instances import BOX_FORMATS, Instance, Instances, from_boxes, from_json, mask_box
+from ..py.ifadapter.regional import Settings
 from .widgets import advanced
 
 InstancesType = io.Custom("EXEMPLARY_INSTANCES")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from comfy_api.latest import io, ui
 
-from ..py.ifadapter.attention import instance_masks
 from ..py.ifadapter.instances import Instances, from_json
+from ..py.ifadapter.regional import instance_masks
 
 InstancesType = io.Custom("EXEMPLARY_INSTANCES")
 LAYOUT_WIDGET = "EXEMPLARY_LAYOUT"  # js/layout_editor.js; without it the input is a socket for any STRING

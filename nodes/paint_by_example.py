@@ -5,12 +5,12 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ..py.host import folders
-from ..py.host import paint_by_example as host
-from ..py.host import paint_by_example_context as context_host
-from ..py.host import paint_by_example_stitch as stitch_host
+from ..py.host.paint_by_example import context as context_host
+from ..py.host.paint_by_example import loader as host
+from ..py.host.paint_by_example import prepare as stitch_host
+from ..py.imaging.crop import MASK_RESIZES
 from ..py.paint_by_example.exemplar import FILLS, FITS
 from ..py.paint_by_example.shapes import EXTENSION, JITTER, SHAPES
-from ..py.paint_by_example.stitching import MASK_RESIZES
 
 EncoderType = io.Custom("EXEMPLARY_EXEMPLAR_ENCODER")
 StitchType = io.Custom("EXEMPLARY_STITCH")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..py.host import retrieval as host
+from ..py.host.semantic import retrieval as host
 from ..py.semantic.palettes import PALETTE_NAMES
 from ..py.semantic.retrieval import Weights
 from .semantic_map import CATEGORY, SemanticMapType

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..py.host import folders, subjects
-from ..py.host import snf as host
-from ..py.host import snf_sampling as sampling
-from ..py.host.snf_preview import draw_record
+from ..py.host import folders
+from ..py.host.snf import guider as host
+from ..py.host.snf import sampler as sampling
+from ..py.host.snf import subjects
+from ..py.host.snf.preview import draw_record
 from ..py.snf.fusion import SMOOTHING, Settings
 from ..py.snf.schedule import Stages
 from .widgets import advanced

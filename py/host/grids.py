@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from .scope import Run
+from .run import SamplingRun
 
 Grid = tuple[int, int]  # rows, columns
 View = tuple[float, float, float, float]  # x0 y0 x1 y1 of the picture, 0..1, that the model call sees
@@ -64,7 +64,7 @@ def frame_indices(options: dict, rows: int) -> tuple[int, ...]:
     return tuple(int(index) for index in chosen)
 
 
-def chunk_view(run: Run, options: dict, chunk: int) -> View | None:
+def chunk_view(run: SamplingRun, options: dict, chunk: int) -> View | None:
     """Which part of the picture a chunk sees: the whole, or the area that its CONDITIONING is limited to.
 
     None if the model sees a crop that the host does not tell us about (tiled samplers).
@@ -92,16 +92,16 @@ class Rows:
         return batch if batch.shape[0] == 1 else batch[list(self.frames)]
 
 
-def conditional_rows(run: Run, options: dict, q: Tensor, node: str, lost: str) -> Iterator[Rows]:
+def conditional_rows(run: SamplingRun, options: dict, q: Tensor, node: str, lost: str) -> Iterator[Rows]:
     """The conditional rows of queries [rows, l, c] whose places are known. Of others the log says once that `lost`, a sentence's end."""
     grid, found = layer_grid(options, q.shape[1]), conditional_chunks(options, q.shape[0])
     if grid is None or found is None:
-        run.once(f"{node}: another node rearranges the places of an attention layer; {lost} there.")
+        run.warn_once(f"{node}: another node rearranges the places of an attention layer; {lost} there.")
         return
     for chunk, first, last in found:
         view = chunk_view(run, options, chunk)
         if view is None:
-            run.once(f"{node}: the model is given a part of the picture (a tiled sampler?), whose place is unknown; {lost}.")
+            run.warn_once(f"{node}: the model is given a part of the picture (a tiled sampler?), whose place is unknown; {lost}.")
         else:
             yield Rows(slice(first, last), grid, view, frame_indices(options, last - first))
 
@@ -116,7 +116,7 @@ def part_of(pictures: Tensor, view: View) -> Tensor:
     return pictures[..., top : max(top + 1, round(y1 * h)), left : max(left + 1, round(x1 * w))]
 
 
-def condition(run: Run, options: dict, chunk: int) -> dict[str, Any]:
+def condition(run: SamplingRun, options: dict, chunk: int) -> dict[str, Any]:
     """The host's dictionary of the condition that a chunk of this call belongs to; {} if it cannot be told."""
     uuids = options.get("uuids") or []
     if chunk < len(uuids):
@@ -134,6 +134,6 @@ def batch_error(node: str, name: str, found: int, latents: int) -> ValueError:
     )
 
 
-def on(tensor: Tensor, like: Tensor) -> Tensor:
+def to_like(tensor: Tensor, like: Tensor) -> Tensor:
     """Same place and number format as `like`."""
     return tensor.to(device=like.device, dtype=like.dtype)

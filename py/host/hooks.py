@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from . import scope
-from .slots import Technique, replace_attention
+from .run import current_run, install_run, running_network
+from .slots import AttentionPatch, replace_attention
 
 LayerKey = tuple[str, int, int]  # ("input" | "middle" | "output", block number, transformer block index)
 
@@ -50,13 +50,15 @@ def model_name(model: Any) -> str:
     return type(getattr(model.model, "model_config", model.model)).__name__
 
 
-def install(model: Any, techniques: dict[str, Technique], keys: list[LayerKey], instead_of: Technique | None = None) -> Any:
+def install(
+    model: Any, techniques: dict[str, AttentionPatch], keys: list[LayerKey], instead_of: AttentionPatch | None = None
+) -> Any:
     """A clone of this MODEL with one technique per kind of attention, {"attn1" | "attn2": technique}, in these layers.
 
     `instead_of` is a technique of an earlier node that the new one continues; it leaves the slots.
     """
     clone = model.clone()
-    scope.install(clone)
+    install_run(clone)
     for name, technique in techniques.items():
         replace_attention(clone, name, technique, keys, instead_of)
     return clone
@@ -65,17 +67,17 @@ def install(model: Any, techniques: dict[str, Technique], keys: list[LayerKey], 
 def install_list_patch(model: Any, name: str, patch: Any) -> Any:
     """A clone of this MODEL with a patch of the list kind ("attn1_output_patch", "input_block_patch" ...), which all compose."""
     clone = model.clone()
-    scope.install(clone)
+    install_run(clone)
     clone.set_model_patch(patch, name)
     return clone
 
 
 def running_block(options: dict) -> Any:
     """The transformer block that is calling us, of the network that is really running. None outside of a model call."""
-    unet, run = scope.network(options), scope.current(options)
+    unet, run = running_network(options), current_run(options)
     if unet is None or options.get("block") is None:
         return None
-    blocks = attention_blocks(unet) if run is None else run.keep(("blocks", unet), lambda: attention_blocks(unet))
+    blocks = attention_blocks(unet) if run is None else run.get_or_make(("blocks", unet), lambda: attention_blocks(unet))
     return blocks.get(layer_key(options))
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import html
 import logging
 import sys
 
 log = logging.getLogger("exemplary")
 
 
-def tell(message: str) -> None:
+def warn_user(message: str) -> None:
     """Warn in the log and, inside a running prompt, as text under the node that is being executed."""
     log.warning(message)
     server = getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
@@ -16,7 +17,8 @@ def tell(message: str) -> None:
     if server is None or node is None:
         return
     try:
-        server.send_progress_text(message, node)
+        # The classic canvas inserts this text as HTML, and names of classes and files come from strangers.
+        server.send_progress_text(html.escape(message), node)
     except Exception:  # a notice must never stop a prompt; newer frontends may change this channel
         log.debug("the notice could not be shown on node %s", node, exc_info=True)
 

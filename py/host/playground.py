@@ -108,7 +108,7 @@ class PlaygroundWords(comfy.sd1_clip.SDTokenizer):
     def tokenize_with_weights(self, text: str, *args, **kwargs):
         unknown = vocabulary.unknown_words(text)
         if unknown:
-            notices.tell(
+            notices.warn_user(
                 f"Playground text encoder: it does not know {', '.join(ascii(word) for word in unknown[:20])} and reads each as one "
                 f"unknown word. It knows: {' '.join(vocabulary.WORDS)}."
             )

@@ -38,7 +38,7 @@ class RunAware(Protocol):
         ...
 
 
-class Technique(RunAware, Protocol):
+class AttentionPatch(RunAware, Protocol):
     """What a technique puts into a slot. Frozen, no tensors of its own, the same object in every layer and every clone."""
 
     def active(self, options: dict) -> bool:
@@ -56,7 +56,10 @@ class AttentionSlot:
     """The occupant of one attention replace key of one MODEL."""
 
     def __init__(
-        self, occupant: Callable | None, techniques: tuple[Technique, ...] = (), added: tuple[tuple[Callable, dict], ...] = ()
+        self,
+        occupant: Callable | None,
+        techniques: tuple[AttentionPatch, ...] = (),
+        added: tuple[tuple[Callable, dict], ...] = (),
     ):
         self.occupant = occupant
         self.techniques = techniques
@@ -68,7 +71,7 @@ class AttentionSlot:
     def __deepcopy__(self, memo: dict) -> AttentionSlot:
         return self.copy()  # techniques are frozen, and the occupant's tensors must not multiply with every clone
 
-    def with_technique(self, technique: Technique, instead_of: Technique | None = None) -> AttentionSlot:
+    def with_technique(self, technique: AttentionPatch, instead_of: AttentionPatch | None = None) -> AttentionSlot:
         kept = tuple(other for other in self.techniques if other is not instead_of)
         return AttentionSlot(self.occupant, (*kept, technique), self.added)
 
@@ -115,14 +118,14 @@ def plain_attention(q: Tensor, k: Tensor, v: Tensor, options: dict) -> Tensor:
     )
 
 
-def of_own_rows(options: dict) -> dict:
+def as_conditional_rows(options: dict) -> dict:
     """Options for the host's attention over rows of our own making: all of them conditional, whatever the whole call holds."""
     return {**options, "cond_or_uncond": [0]}
 
 
 def attention_of_own_rows(options: dict) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
     """`plain_attention` for rows of our own making."""
-    ours = of_own_rows(options)
+    ours = as_conditional_rows(options)
 
     def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return plain_attention(q, k, v, ours)
@@ -131,7 +134,7 @@ def attention_of_own_rows(options: dict) -> Callable[[Tensor, Tensor, Tensor], T
 
 
 def replace_attention(
-    model: Any, name: str, technique: Technique, keys: list[tuple[str, int, int]], instead_of: Technique | None = None
+    model: Any, name: str, technique: AttentionPatch, keys: list[tuple[str, int, int]], instead_of: AttentionPatch | None = None
 ) -> None:
     """Put a technique into the replace slot `name` ("attn1" or "attn2") of these layers. `model` must be our own clone."""
     table = model.model_options["transformer_options"].get("patches_replace", {}).get(name, {})

@@ -1,17 +1,17 @@
-"""Masked regional attention with gated fusion: IFAdapter's map of instances without its weights.
+"""IFAdapter in one attention layer: an attention per instance, fused into one map that is added to the text attention.
 
-IFAdapter (arXiv 2409.08240) adds to the text attention of a layer a fused map D of one attention per instance. Its keys, values and
-gates are learned. This is a different, training-free method with the same skeleton: the base model's own projections of each phrase,
-and closed forms in place of the gates. It is not IFAdapter and gives other pictures; see the paper's numbers for what training adds.
+    s_i = m_i softmax(q' k_i^T / sqrt(d)) v_i              q' and k_i normalised per head; 13 keys, no attention mask
+    g_i = conv(CBAM(s_i))                                  one logit a cell; outside of instance i the convolution's bias b
+    w_i = exp(g_i sigmoid(rho_i)) / Z                      rho_i = area of the union / area of i
+    Z   = sum_j exp(g_j sigmoid(rho_j)) + p exp(b / 2)     p = 10 - n unused slots; their rho is 0, their logit b
+    D   = sum_i w_i s_i
+    out = attention + tanh(alpha) strength D               then the base layer's output projection
 
-    s_i   = softmax(q k_i^T / sqrt(d)) v_i                       the base layer's q; k_i, v_i of phrase i alone
-    m_i   = strength_i * cover_i * mask_i                        cover: the share of the cell that lies in the box, at least one cell's
-    a_i   = m_i * (1 / area_i)^p                                 fusion on overlaps: the smaller box counts more (paper: area ratio)
-    w_i   = a_i / sum_j a_j * max_j m_j                          weights of one place sum to its strongest instance's m
-    w_bg  = 1 - max_j [cell in box_j] * mask_j                   a phrase for everything else, if there is one
-    delta = strength * sum_i w_i (s_i - s_text)                  what is added to the text attention s_text
+The published code masks keys with the lowest number, computes ten whole maps and multiplies by m_i. m_i is the same for all keys, so
+leaving it out of the softmax changes nothing; s_i is zero outside of its place, so only the rectangle around the place is computed,
+and an instance costs its own area; padding is the closed form p exp(b / 2). Results are equal.
 
-There is no attention mask: an instance's queries are gathered, so its cost is the area of its box, and any attention kernel will do.
+Axes: b rows of the batch, r row sets (uncond, cond), i instances, m tokens of one, h w the grid, y x a rectangle of it, c channels.
 """
 
 from __future__ import annotations
@@ -22,281 +22,287 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange, repeat
+from einops import rearrange
 from torch import Tensor
 
-from .instances import Box, Instance
+from .model import Injection
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]  # q [b, l, c], k and v [b, m, c] -> [b, l, c], heads known to the function
-View = tuple[float, float, float, float]  # the part of the picture a grid covers, x0 y0 x1 y1
+Rectangle = tuple[int, int, int, int]  # top, bottom, left, right in cells, bottom and right excluded
+
+FORMS = ("code", "paper")
+"""`code`: what the published weights expect. `paper`: the area factor after the softmax with the sum of the areas as numerator
+(eq. 7), and only the instances present at a cell compete for it, so that their weights sum to 1."""
 
 
-@dataclass(frozen=True)
-class Settings:
-    """Every constant of the weight-free method in one place.
+def touched_cells(boxes: Tensor, h: int, w: int) -> tuple[Rectangle, ...]:
+    """The cells of each box, [i, 4] x0 y0 x1 y1 in 0..1: floor of its start, ceiling of its end, at least one.
 
-    Args:
-        small_wins: p above. 0 averages overlapping instances, large values let the smallest box win alone.
-        partial: what a cell counts that a box covers only in part, as a power of the covered share.
-            0: every touched cell counts fully; 1: its share, so that on coarse grids the effect does not reach beyond the box.
-        edge_cells: width in cells over which a box's weight fades in from its border; 0 is a hard edge.
-        quiet_outside: without a background phrase, how much of what is outside of all boxes reads an empty prompt in place of the whole
-            one, so that the objects of the prompt do not appear there again; 0..1.
-        separate: how strongly self-attention between different instances is damped, in logits (nepers); 0 leaves it alone.
-        separate_outside: the same between an instance and what is outside of all instances.
-        separate_max_cells: self-attention is touched only on grids of at most that many cells, where layout is decided and it is cheap.
+    In float32 as upstream: 0.3 of 10 cells ends after 3 cells or after 4 depending on the last bit.
     """
-
-    small_wins: float = 2.0
-    partial: float = 1.0
-    quiet_outside: float = 0.0
-    edge_cells: float = 0.0
-    separate: float = 0.0
-    separate_outside: float = 0.0
-    separate_max_cells: int = 1024
-
-
-def box_cells(box: Box, h: int, w: int) -> tuple[int, int, int, int]:
-    """Rows and columns [top, bottom), [left, right) of a box on a grid: every cell it touches, at least one."""
-    x0, y0, x1, y1 = box
-    # 1e-6: a border that is a multiple of a cell in decimals must not reach into the next cell by rounding.
-    top, left = min(math.floor(y0 * h + 1e-6), h - 1), min(math.floor(x0 * w + 1e-6), w - 1)
-    bottom, right = max(math.ceil(y1 * h - 1e-6), top + 1), max(math.ceil(x1 * w - 1e-6), left + 1)
-    return top, min(bottom, h), left, min(right, w)
-
-
-def box_in_view(box: Box, view: View) -> Box | None:
-    """The box in coordinates of a part of the picture; None if it is not in it."""
-    vx0, vy0, vx1, vy1 = view
-    x0, x1 = ((x - vx0) / (vx1 - vx0) for x in (box[0], box[2]))
-    y0, y1 = ((y - vy0) / (vy1 - vy0) for y in (box[1], box[3]))
-    x0, y0, x1, y1 = (min(max(n, 0.0), 1.0) for n in (x0, y0, x1, y1))
-    return (x0, y0, x1, y1) if x1 > x0 and y1 > y0 else None
-
-
-def covered_share(start: float, end: float, cells: int, length: float) -> Tensor:
-    """[cells]: which share of each cell lies between start and end (both 0..1).
-
-    `length` is that of the whole box where only a part of it is seen; what is narrower than a cell counts by its own width.
-    """
-    edges = torch.arange(cells + 1, dtype=torch.float64)
-    share = (edges[1:].clamp(max=end * cells) - edges[:-1].clamp(min=start * cells)).clamp(min=0.0)
-    return (share / min(1.0, max(length * cells, 1e-12))).clamp(max=1.0).float()
-
-
-def instance_mask(instance: Instance, h: int, w: int, view: View, settings: Settings) -> Tensor:
-    """m_i without its strength: [f, h, w], float32, 0..1."""
-    found = torch.zeros(1, h, w)
-    box = box_in_view(instance.box, view)
-    if box is None:
-        return found
-    top, bottom, left, right = box_cells(box, h, w)
-    rows, columns = _fade(bottom - top, settings.edge_cells), _fade(right - left, settings.edge_cells)
-    if settings.partial > 0:
-        whole, (vx0, vy0, vx1, vy1) = instance.box, view
-        rows = rows * covered_share(box[1], box[3], h, (whole[3] - whole[1]) / (vy1 - vy0))[top:bottom] ** settings.partial
-        columns = columns * covered_share(box[0], box[2], w, (whole[2] - whole[0]) / (vx1 - vx0))[left:right] ** settings.partial
-    found[:, top:bottom, left:right] = rearrange(rows, "h -> h 1") * columns
-    if instance.mask is None:
-        return found
-    return found * mask_in_view(instance.mask, h, w, view)
-
-
-def mask_in_view(mask: Tensor, h: int, w: int, view: View) -> Tensor:
-    """A mask [f, h', w'] of the whole picture on the grid of a part of it: [f, h, w]."""
-    top, bottom, left, right = box_cells(view, *mask.shape[-2:])
-    part = rearrange(mask[:, top:bottom, left:right], "f h w -> f 1 h w")
-    part = F.adaptive_avg_pool2d(part, (h, w)) if part.shape[-2] >= h and part.shape[-1] >= w else F.interpolate(part, (h, w))
-    return rearrange(part, "f 1 h w -> f h w")
-
-
-def instance_masks(instances: Sequence[Instance], h: int, w: int) -> Tensor:
-    """[i, h, w], float32, 0..1: each instance's place in a picture of h x w pixels. Of a mask with several frames, all of them together."""
-    masks = [instance_mask(instance, h, w, (0.0, 0.0, 1.0, 1.0), Settings()).amax(dim=0) for instance in instances]
-    return torch.stack(masks) if masks else torch.zeros(0, h, w)
-
-
-def _fade(cells: int, edge: float) -> Tensor:
-    """[cells] rising from the border to 1 within `edge` cells, from both ends."""
-    if edge <= 0:
-        return torch.ones(cells)
-    inwards = torch.arange(cells) + 0.5
-    return (torch.minimum(inwards, inwards.flip(0)) / edge).clamp(max=1.0)
-
-
-def fusion_weights(
-    instances: Sequence[Instance],
-    h: int,
-    w: int,
-    *,
-    background: float,
-    view: View = (0.0, 0.0, 1.0, 1.0),
-    settings: Settings = Settings(),
-) -> Tensor:
-    """w_i (and w_bg last, if `background` is above 0) of every cell: [f, i, h, w], float32.
-
-    f is the largest number of pictures among the instances' masks; `background` is the weight of the background phrase, 0..1.
-    """
-    masks = [instance_mask(instance, h, w, view, settings) for instance in instances]
-    frames = max((mask.shape[0] for mask in masks), default=1)
-    if not masks:
-        return torch.full((1, 1, h, w), background) if background > 0 else torch.zeros(1, 0, h, w)
-    place = torch.stack([mask.expand(frames, h, w) for mask in masks], dim=1)
-    strength = torch.tensor([float(instance.strength) for instance in instances])
-    m = place * rearrange(strength, "i -> i 1 1")
-    area = torch.tensor([(i.box[2] - i.box[0]) * (i.box[3] - i.box[1]) for i in instances])
-    # Only the ratio counts; the smallest box as unit keeps the power from overflowing.
-    a = m * rearrange((area.min() / area) ** settings.small_wins, "i -> i 1 1")
-    total = a.sum(dim=1, keepdim=True)
-    weights = a / total.clamp(min=1e-12) * m.amax(dim=1, keepdim=True)
-    if background > 0:
-        weights = torch.cat([weights, background * (1.0 - place.amax(dim=1, keepdim=True))], dim=1)
-    return weights
+    scaled = boxes.detach().cpu().float().clamp(0.0, 1.0) * torch.tensor([w, h, w, h], dtype=torch.float32)
+    found = []
+    for (left, top), (right, bottom) in zip(scaled[:, :2].floor().int().tolist(), scaled[:, 2:].ceil().int().tolist()):
+        top, left = min(top, h - 1), min(left, w - 1)
+        found.append((top, max(bottom, top + 1), left, max(right, left + 1)))
+    return tuple(found)
 
 
 @dataclass(frozen=True, eq=False)
-class Group:
-    """Instances that are attended together in one call: same number of phrase tokens, similar size.
+class Places:
+    """Where the instances are on one grid. Made once for each grid by `on_grid`.
 
     Args:
-        members: [i] which instances.
-        cells: [i, l] which cells each of them asks, padded with cell 0.
-        touched: [u] the cells that any of them covers.
-        source: [u, k] for each touched cell, the places in the flattened (i l) where its up to k results are, padded with 0.
-        weights: [f, u, k] their fusion weights, 0 in the padding.
+        h, w: the grid; any rectangle.
+        rectangles: what is computed of each instance.
+        masks: [f, y, x] inside of the rectangle, f is 1 or one per row of the batch; None where all of it is the instance's.
+        area_ratio: rho_i = cells of the union / cells of i, [f, i] float32; at least 1.
+        area_sum_ratio: the paper's numerator, the sum of all areas, [f, i].
     """
 
-    members: Tensor
-    cells: Tensor
-    touched: Tensor
-    source: Tensor
-    weights: Tensor
+    h: int
+    w: int
+    rectangles: tuple[Rectangle, ...]
+    masks: tuple[Tensor | None, ...]
+    area_ratio: Tensor
+    area_sum_ratio: Tensor
 
-    def to(self, device: torch.device, dtype: torch.dtype) -> Group:
-        members, cells, touched, source = (t.to(device) for t in (self.members, self.cells, self.touched, self.source))
-        return Group(members, cells, touched, source, self.weights.to(device, dtype))
+    @classmethod
+    def on_grid(cls, boxes: Tensor, h: int, w: int, masks: Sequence[Tensor | None] | None = None) -> Places:
+        """Boxes [i, 4] in 0..1 on a grid; tensors stay on the boxes' device.
+
+        Args:
+            masks: per instance None, or a mask on this grid [f, h, w] in 0..1 that takes the place of its box.
+        """
+        rectangles, cut = list(touched_cells(boxes, h, w)), list(masks or [None] * len(boxes))
+        if len(cut) != len(rectangles):
+            raise ValueError(f"There are {len(rectangles)} boxes but {len(cut)} masks; give one per box, or None in its place.")
+        whole = []
+        for place, mask in enumerate(cut):
+            if mask is None:
+                full = torch.zeros(1, h, w, device=boxes.device)
+            else:
+                full = mask.to(boxes.device, torch.float32)
+                rectangles[place] = _around(full, (h, w), place)
+            top, bottom, left, right = rectangles[place]
+            if mask is None:
+                full[:, top:bottom, left:right] = 1.0
+            else:
+                cut[place] = full[:, top:bottom, left:right]
+            whole.append(full)
+        frames = max((full.shape[0] for full in whole), default=1)
+        if any(full.shape[0] not in (1, frames) for full in whole):
+            raise ValueError(
+                f"Masks have {sorted({full.shape[0] for full in whole})} frames; they must have 1 or all the same number."
+            )
+        ratio = summed = torch.zeros(1, 0, device=boxes.device)
+        if whole:
+            maps = torch.stack([full.expand(frames, -1, -1) for full in whole], dim=1)  # [f, i, h, w]
+            # The floor is for a frame in which a mask is empty: its instance is nowhere, its ratio must only be finite.
+            areas = maps.sum(dim=(2, 3)).clamp(min=1e-3)
+            ratio = maps.amax(dim=1).sum(dim=(1, 2))[:, None] / areas
+            summed = areas.sum(dim=1, keepdim=True) / areas
+        return cls(h, w, tuple(rectangles), tuple(cut), ratio, summed)
+
+    @classmethod
+    def of_rows(cls, boxes: Tensor, present: Tensor, h: int, w: int) -> Places:
+        """Boxes that differ from row to row, for training: [b, i, 4] in 0..1, of which `present` [b, i] bool are there.
+
+        Absent ones become what the unused slots are: nowhere, with a ratio of 0.
+        """
+        scaled = boxes.float().clamp(0.0, 1.0) * torch.tensor([w, h, w, h], dtype=torch.float32, device=boxes.device)
+        last = torch.tensor([w - 1, h - 1], device=boxes.device)
+        start = torch.minimum(scaled[..., :2].floor(), last)
+        end = torch.maximum(scaled[..., 2:].ceil(), start + 1)
+        inside = []
+        for axis, cells in enumerate((w, h)):
+            numbers = torch.arange(cells, device=boxes.device)
+            inside.append((numbers >= start[..., axis, None]) & (numbers < end[..., axis, None]))
+        maps = (inside[1][..., :, None] & inside[0][..., None, :] & present[..., None, None]).float()  # [b, i, h, w]
+        areas = maps.sum(dim=(2, 3))
+        some = present / areas.clamp(min=1.0)
+        whole: Rectangle = (0, h, 0, w)
+        ratio, summed = maps.amax(dim=1).sum(dim=(1, 2))[:, None] * some, areas.sum(dim=1, keepdim=True) * some
+        return cls(h, w, (whole,) * maps.shape[1], tuple(maps.unbind(dim=1)), ratio, summed)
+
+    def whole(self, place: int) -> Tensor:
+        """m_i on the whole grid, [f, h, w]."""
+        top, bottom, left, right = self.rectangles[place]
+        mask = self.masks[place]
+        out = torch.zeros(1 if mask is None else mask.shape[0], self.h, self.w, device=self.area_ratio.device)
+        out[:, top:bottom, left:right] = 1.0 if mask is None else mask
+        return out
 
 
-def plan_groups(weights: Tensor, lengths: Sequence[int]) -> list[Group]:
-    """Who asks what, for one grid.
+def _around(mask: Tensor, grid: tuple[int, int], place: int) -> Rectangle:
+    """The rectangle around everything in a mask [f, h, w]."""
+    if mask.ndim != 3 or tuple(mask.shape[1:]) != grid:
+        raise ValueError(
+            f"The mask of instance {place + 1} has shape {tuple(mask.shape)}; needed is [frames, {grid[0]}, {grid[1]}]."
+        )
+    used = mask.amax(dim=0) > 0
+    rows, columns = used.any(dim=1).nonzero().flatten().tolist(), used.any(dim=0).nonzero().flatten().tolist()
+    if not rows:
+        raise ValueError(
+            f"The mask of instance {place + 1} is empty on a grid of {grid[0]} x {grid[1]} cells. Paint a larger place."
+        )
+    return rows[0], rows[-1] + 1, columns[0], columns[-1] + 1
+
+
+@dataclass(frozen=True, eq=False)
+class KeysValues:
+    """Keys (normalised) and values of all instances in one layer, [r, i, m, c]; the same for every step of a run."""
+
+    keys: Tensor
+    values: Tensor
+
+    def of_rows(self, rows: Sequence[int], like: Tensor) -> tuple[Tensor, Tensor]:
+        """[b, i, m, c] for the rows of a batch, each naming its set, in the type and on the device of `like`."""
+        # Stacked views instead of an index tensor: nothing is copied from the CPU to the device at every layer.
+        return tuple(torch.stack([part[row] for row in rows]).to(like) for part in (self.keys, self.values))  # type: ignore[return-value]
+
+
+def prepare(layer: Injection, tokens: Tensor) -> KeysValues:
+    """Project the tokens of all instances, [r, i, m, token width] from `model.IFAdapter.row_sets`, once per run."""
+    return KeysValues(*layer.keys_values(tokens))
+
+
+def attend(heads: int) -> Attend:
+    """Plain attention in so many heads; the host has its own."""
+
+    def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        q, k, v = (rearrange(each, "b l (n d) -> b n l d", n=heads) for each in (q, k, v))
+        return rearrange(F.scaled_dot_product_attention(q, k, v), "b n l d -> b l (n d)")
+
+    return attention
+
+
+def instance_maps(
+    layer: Injection, q: Tensor, known: KeysValues, rows: Sequence[int], places: Places, attention: Attend | None = None
+) -> list[Tensor]:
+    """s_i in the rectangle around each instance, [b, y, x, c].
 
     Args:
-        weights: [f, i, h, w] from `fusion_weights`.
-        lengths: number of phrase tokens of each of the i.
-
-    Returns:
-        Groups with little padding: in each, no instance has less than half the cells of the largest.
+        q: the base layer's projected query [b, h * w, c], not normalised.
+        known: from `prepare`. rows: for each row of the batch its row set.
+        attention: the host's, for `layer.heads` heads; it scales by 1 / sqrt(width of a head).
     """
-    flat = rearrange(weights, "f i h w -> f i (h w)")
-    cells = [used.nonzero().flatten() for used in (flat > 0).any(dim=0)]
-    order = sorted((i for i in range(len(cells)) if len(cells[i])), key=lambda i: (lengths[i], -len(cells[i])))
-    batches: list[list[int]] = []
-    for i in order:
-        first = batches[-1][0] if batches else None
-        if first is not None and lengths[i] == lengths[first] and 2 * len(cells[i]) >= len(cells[first]):
-            batches[-1].append(i)
-        else:
-            batches.append([i])
-    return [_group(batch, cells, flat) for batch in batches]
+    if q.shape[1] != places.h * places.w:
+        raise ValueError(f"The layer has {q.shape[1]} cells, but the places are for a grid of {places.h} x {places.w}.")
+    attention = attention or attend(layer.heads)
+    grid = rearrange(layer.queries(q), "b (h w) c -> b h w c", h=places.h)
+    keys, values = known.of_rows(rows, like=q)
+    maps = []
+    for place, (top, bottom, left, right) in enumerate(places.rectangles):
+        inside = rearrange(grid[:, top:bottom, left:right], "b y x c -> b (y x) c")
+        s = rearrange(attention(inside, keys[:, place], values[:, place]), "b (y x) c -> b y x c", y=bottom - top)
+        mask = places.masks[place]
+        maps.append(s if mask is None else s * mask[..., None].to(s))
+    return maps
 
 
-def _group(batch: list[int], cells: list[Tensor], flat: Tensor) -> Group:
-    longest = max(len(cells[i]) for i in batch)
-    asked = torch.stack([F.pad(cells[i], (0, longest - len(cells[i]))) for i in batch])
-    # Every (cell, source) pair, sorted by cell; the rank within its cell is its column in `source`.
-    cell = torch.cat([cells[i] for i in batch])
-    source = torch.cat([torch.arange(len(cells[i])) + place * longest for place, i in enumerate(batch)])
-    weight = torch.cat([flat[:, i, cells[i]] for i in batch], dim=1)
-    cell, order = cell.sort(stable=True)
-    touched, where, count = cell.unique_consecutive(return_inverse=True, return_counts=True)
-    rank = torch.arange(len(cell)) - (count.cumsum(0) - count)[where]
-    sources = torch.zeros(len(touched), int(count.max()), dtype=torch.long)
-    sources[where, rank] = source[order]
-    weights = torch.zeros(flat.shape[0], *sources.shape)
-    weights[:, where, rank] = weight[:, order]
-    return Group(torch.tensor(batch), asked, touched, sources, weights)
+def gate_maps(layer: Injection, maps: Sequence[Tensor], places: Places) -> tuple[Tensor, Tensor]:
+    """g_i on the whole grid, [b, i, h, w], and b, the logit wherever an instance is not; both float32."""
+    found = [layer.gate_logits(s, places.h * places.w) for s in maps]
+    outside = found[0][1]
+    logits = outside.expand(maps[0].shape[0], len(maps), places.h, places.w).clone()
+    for place, ((top, bottom, left, right), (inside, _)) in enumerate(zip(places.rectangles, found)):
+        logits[:, place, top:bottom, left:right] = inside
+    return logits, outside
 
 
-def regional_change(
+def slot_weights(logits: Tensor, outside: Tensor, places: Places, slots: int = 10, form: str = "code") -> Tensor:
+    """w_i, which instance has how much of each cell: [b, i, h, w] from g_i of the same shape, float32.
+
+    In the form of the code the softmax runs over `slots` slots, or as many as there are instances if they are more. The unused ones
+    all have the logit b / 2 and enter the denominator only: with one box and a flat gate the weight is 1/10, not 1.
+    """
+    if form not in FORMS:
+        raise ValueError(f"The form of the fusion is {form!r}; it must be one of {', '.join(FORMS)}.")
+    if form == "paper":
+        present = torch.stack([(places.whole(i) > 0).expand(logits.shape[0], -1, -1) for i in range(logits.shape[1])], dim=1)
+        # The lowest number in place of -inf: cells where nobody is give numbers that s_i = 0 removes, not NaN.
+        weights = logits.masked_fill(~present, torch.finfo(logits.dtype).min).softmax(dim=1)
+        return weights * torch.sigmoid(places.area_sum_ratio)[..., None, None]
+    logits = logits * torch.sigmoid(places.area_ratio)[..., None, None]
+    total = logits.logsumexp(dim=1, keepdim=True)
+    padding = slots - logits.shape[1]
+    if padding > 0:
+        total = torch.logaddexp(total, 0.5 * outside + math.log(padding))
+    return (logits - total).exp()
+
+
+def instance_map(
+    layer: Injection,
     q: Tensor,
-    text: Tensor,
-    groups: Sequence[Group],
-    keys: Sequence[Tensor],
-    values: Sequence[Tensor],
-    frames: Sequence[int],
-    attend: Attend,
+    known: KeysValues,
+    rows: Sequence[int],
+    places: Places,
+    *,
+    strengths: Sequence[float] | None = None,
+    slots: int = 10,
+    form: str = "code",
+    attention: Attend | None = None,
 ) -> Tensor:
-    """sum_i w_i (s_i - s_text) for some rows of one layer.
+    """The instance semantic map D, [b, h * w, c]; zero where no instance is.
 
     Args:
-        q: [b, l, c] the layer's queries. text: [b, l, c] its text attention.
-        groups: of this layer's grid, on q's device and in its dtype.
-        keys, values: per group [i, m, c], the layer's projections of each member's phrase.
-        frames: b numbers, which picture of the masks each row is.
-        attend: the host's attention.
-
-    Returns:
-        [b, l, c] in q's dtype, 0 where there is no instance.
+        q, known, rows, places, attention: see `instance_maps`. slots, form: see `slot_weights`.
+        strengths: a factor per instance on what it adds. It does not change who wins a cell.
     """
-    b = q.shape[0]
-    change = torch.zeros_like(text)
-    for group, k, v in zip(groups, keys, values):
-        i = len(group.members)
-        asked = rearrange(q[:, group.cells], "b i l c -> (b i) l c")
-        s = attend(asked, repeat(k, "i m c -> (b i) m c", b=b), repeat(v, "i m c -> (b i) m c", b=b))
-        s = rearrange(s, "(b i) l c -> b (i l) c", i=i)
-        weights = group.weights if group.weights.shape[0] == 1 else group.weights[list(frames)]
-        old = text[:, group.touched]
-        new = torch.zeros_like(old)
-        for column in range(group.source.shape[1]):
-            new += weights[:, :, column, None] * (s[:, group.source[:, column]] - old)
-        change[:, group.touched] += new
-    return change
+    maps = instance_maps(layer, q, known, rows, places, attention)
+    fused = q.new_zeros(q.shape[0], places.h, places.w, q.shape[2])
+    if maps:
+        weights = slot_weights(*gate_maps(layer, maps, places), places, slots, form)
+        for place, ((top, bottom, left, right), s) in enumerate(zip(places.rectangles, maps)):
+            factor = weights[:, place, top:bottom, left:right, None] * (1.0 if strengths is None else strengths[place])
+            fused[:, top:bottom, left:right].addcmul_(s, factor.to(s))
+    return rearrange(fused, "b h w c -> b (h w) c")
 
 
-def owners(weights: Tensor, instances: int) -> Tensor:
-    """[f, h w]: which instance a cell belongs to most, -1 outside of all. `weights` [f, i, h, w] may have a background last."""
-    flat = rearrange(weights[:, :instances], "f i h w -> f i (h w)")
-    strongest, owner = flat.max(dim=1)
-    return torch.where(strongest > 0, owner, -1)
+def injected(
+    layer: Injection,
+    q: Tensor,
+    known: KeysValues,
+    rows: Sequence[int],
+    places: Places,
+    *,
+    strength: float = 1.0,
+    strengths: Sequence[float] | None = None,
+    slots: int = 10,
+    form: str = "code",
+    attention: Attend | None = None,
+) -> Tensor:
+    """What the layer's text attention gains: tanh(alpha) strength D, [b, h * w, c]. Arguments: see `instance_map` and `inject`."""
+    fused = instance_map(layer, q, known, rows, places, strengths=strengths, slots=slots, form=form, attention=attention)
+    gate = torch.tanh(layer.alpha.to(fused.device, torch.float32)) * strength
+    return gate.to(fused) * fused
 
 
-def separated(q: Tensor, k: Tensor, v: Tensor, heads: int, owner: Tensor, settings: Settings, attend: Attend) -> Tensor:
-    """Self-attention in which cells of different instances see each other less.
-
-        softmax((q k^T + bias) / sqrt(d)) v        bias[x, y] = -separate          if x and y are in different instances
-                                                              = -separate_outside  if exactly one of them is outside of all
-
-    The bias is not built (it would be l * l): it is a product of a few extra channels of q and k, one per region, so any attention
-    kernel without a mask computes it exactly. v is padded with zeros and the result cut.
+def inject(
+    layer: Injection,
+    q: Tensor,
+    base: Tensor,
+    known: KeysValues,
+    rows: Sequence[int],
+    places: Places,
+    *,
+    strength: float = 1.0,
+    strengths: Sequence[float] | None = None,
+    slots: int = 10,
+    form: str = "code",
+    attention: Attend | None = None,
+) -> Tensor:
+    """The layer's text attention with the instances added, [b, h * w, c], before its output projection.
 
     Args:
-        q, k, v: [b, l, c]. owner: [b, l] from `owners`.
-        attend: the host's attention for `heads` heads, whatever their width; it scales by 1 / sqrt(width).
-
-    Returns:
-        [b, l, c].
+        base: the text attention [b, h * w, c], from the plain q.
+        strength: 0 returns `base` itself; so does having no instances.
+        The rest: see `instance_map`.
     """
-    d = q.shape[-1] // heads
-    regions = int(owner.max()) + 2  # the last one is outside
-    table = torch.full((regions, regions), -settings.separate)
-    table[-1, :] = table[:, -1] = -settings.separate_outside
-    table.fill_diagonal_(0.0)
-    extra = -(-regions // 8) * 8  # kernels like widths that are multiples of 8
-    width = d + extra
-    region = F.one_hot(torch.where(owner < 0, regions - 1, owner), regions).to(q)
-    q_extra = (region @ table.to(q)) * math.sqrt(width)
-    wide = [
-        _widened(q * math.sqrt(width / d), q_extra, heads, extra),
-        _widened(k, region, heads, extra),
-        _widened(v, region[..., :0], heads, extra),
-    ]
-    out = rearrange(attend(*wide), "b l (n w) -> b l n w", n=heads)
-    return rearrange(out[..., :d], "b l n d -> b l (n d)")
-
-
-def _widened(x: Tensor, channels: Tensor, heads: int, extra: int) -> Tensor:
-    """[b, l, n d] and [b, l, r] for every head -> [b, l, n (d + extra)]."""
-    x = rearrange(x, "b l (n d) -> b l n d", n=heads)
-    channels = repeat(F.pad(channels, (0, extra - channels.shape[-1])), "b l r -> b l n r", n=heads)
-    return rearrange(torch.cat([x, channels], dim=-1), "b l n w -> b l (n w)")
+    if strength == 0.0 or not places.rectangles:
+        return base
+    more = injected(
+        layer, q, known, rows, places, strength=strength, strengths=strengths, slots=slots, form=form, attention=attention
+    )
+    return base + more.to(base)

@@ -17,7 +17,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from .injection import Attend, KeysValues, Places, injected, prepare
+from .attention import Attend, KeysValues, Places, injected, prepare
 from .model import IFAdapter
 
 LOCAL_DROP = 0.15

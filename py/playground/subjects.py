@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..training.persons_data import MARKER
+from ..snf.model import MARKER
 from .figures import Identity, random_identity
 from .portraits import draw_people, draw_portrait, where
 from .scene import Scene

@@ -17,6 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+#: Follows the word that names a person in a prompt; the person's reference image takes its place.
+MARKER = "<|image|>"
+
 
 class MLP(nn.Module):
     """Layer norm and two linear layers, without a residual: [..., width_in] -> [..., width]."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import tiny
 import torch
-from pack.py.host import am_adapter, ca2sis_attention
+from pack.py.host.am_adapter import apply as am_adapter
+from pack.py.host.ca2sis import attention as ca2sis_attention
 from pack.py.semantic.palettes import named_palette
 from pack.py.semantic.semantic_map import SemanticMap
 

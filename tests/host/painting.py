@@ -5,8 +5,9 @@ from __future__ import annotations
 import tiny
 import torch
 from comfy.clip_model import CLIPVision
-from pack.py.host import networks, paint_by_example
-from pack.py.host import paint_by_example_stitch as stitch
+from pack.py.host import networks
+from pack.py.host.paint_by_example import loader as paint_by_example
+from pack.py.host.paint_by_example import prepare as stitch
 from pack.py.paint_by_example.model import Config, ExemplarMapper
 
 

@@ -10,12 +10,16 @@ import comfy.sample
 import pytest
 import tiny
 import torch
+from pack.lab.train import am_adapter as am_adapter_training
 from pack.nodes import am_adapter as nodes
 from pack.py.am_adapter.agreement import CORRECTED
 from pack.py.am_adapter.checkpoint import matcher_metadata
 from pack.py.am_adapter.model import PUBLISHED_MATCHER, ControlNeXt, ControlNeXtLayout, Matcher, MatcherLayout
-from pack.py.host import am_adapter, am_adapter_cache, am_adapter_controlnext, am_adapter_training, folders
-from pack.py.host.am_adapter_cache import Features, FeatureStore
+from pack.py.host import folders
+from pack.py.host.am_adapter import apply as am_adapter
+from pack.py.host.am_adapter import cache as am_adapter_cache
+from pack.py.host.am_adapter import controlnext as am_adapter_controlnext
+from pack.py.host.am_adapter.apply.cache import Features, FeatureStore
 from pack.py.semantic.palettes import VOID, named_palette
 from pack.py.semantic.semantic_map import SemanticMap
 from PIL import Image

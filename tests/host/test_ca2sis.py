@@ -10,7 +10,7 @@ from pack.nodes.ca2sis_attention import ExemplaryCA2SISAttentionPreview
 from pack.py.ca2sis import checkpoint, codes
 from pack.py.ca2sis.labels import ORDERS, remap_table
 from pack.py.ca2sis.model import Config, Generator
-from pack.py.host import ca2sis as host
+from pack.py.host.ca2sis import codes as host
 from pack.py.semantic.palettes import named_palette
 from pack.py.semantic.semantic_map import SemanticMap
 

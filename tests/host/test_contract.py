@@ -14,7 +14,9 @@ import pytest
 import tiny
 import torch
 from applied import classes, exemplar
-from pack.py.host import grids, hooks, ifadapter, scope
+from pack.py.host import grids, hooks
+from pack.py.host.ifadapter import apply as ifadapter
+from pack.py.host.run import KEY, RUN, current_run
 from pack.py.host.schedule import PercentRange
 from pack.py.host.slots import AttentionSlot
 from pack.py.ifadapter.instances import Instance, Instances
@@ -37,11 +39,11 @@ class Probe:
         self.seen.append("run")
 
     def active(self, options):
-        run = scope.current(options)
+        run = current_run(options)
         return run is not None and run.inside(self.percent, options)
 
     def __call__(self, q, k, v, options, text):
-        run = scope.current(options)
+        run = current_run(options)
         self.seen.append(run.sigma(options))
         change = torch.zeros_like(text)
         for _, first, last in grids.conditional_chunks(options, len(q)):
@@ -273,7 +275,7 @@ def test_foreign_wrappers_and_callbacks_survive(sd15, technique):
     seen.clear()
     tiny.sample(patched, steps=2)
     assert seen.count("wrapper") >= 3  # once around sampling, once per model call
-    assert len(patched.get_wrappers(kinds.WrappersMP.OUTER_SAMPLE, scope.KEY)) == 1
+    assert len(patched.get_wrappers(kinds.WrappersMP.OUTER_SAMPLE, KEY)) == 1
 
 
 # Line 7
@@ -289,7 +291,7 @@ def test_after_an_error_in_the_middle_the_next_run_is_clean(sd15, technique, err
 
     with pytest.raises(type(error)):
         tiny.sample(patched, callback=failing)
-    assert scope.RUN not in patched.model_options["transformer_options"]
+    assert RUN not in patched.model_options["transformer_options"]
     assert same(tiny.sample(patched), before)
     assert same(tiny.sample(sd15), tiny.sample(sd15.clone()))
 
@@ -298,7 +300,7 @@ def test_the_run_forgets_everything(sd15):
     runs = []
 
     def spy(executor, *args, **kwargs):
-        runs.append(scope.current(kwargs.get("transformer_options") or args[5]))
+        runs.append(current_run(kwargs.get("transformer_options") or args[5]))
         return executor(*args, **kwargs)
 
     patched = layout(sd15)

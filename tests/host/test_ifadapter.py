@@ -11,9 +11,10 @@ import pytest
 import tiny
 import torch
 from pack.nodes import ifadapter as nodes
-from pack.py.host import ifadapter, slots
-from pack.py.ifadapter.attention import Settings
+from pack.py.host import slots
+from pack.py.host.ifadapter import apply as ifadapter
 from pack.py.ifadapter.instances import Instance, Instances
+from pack.py.ifadapter.regional import Settings
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -8,7 +8,9 @@ import json
 import pytest
 import tiny
 import torch
-from pack.py.host import frozen_base, hooks, ifadapter_training, playground
+from pack.lab.train import frozen_base
+from pack.lab.train import ifadapter as ifadapter_training
+from pack.py.host import hooks, playground
 from pack.py.ifadapter import checkpoint
 from pack.py.ifadapter.training import Batch, Prepared
 from pack.py.playground.scenes import draw_scene

@@ -8,10 +8,14 @@ import foreign
 import pytest
 import tiny
 import torch
+from pack.lab.train import ifadapter as ifadapter_training
 from pack.nodes import ifadapter as nodes
-from pack.py.host import folders, hooks, ifadapter, ifadapter_text, ifadapter_trained, ifadapter_training, networks
+from pack.py.host import folders, hooks, networks
+from pack.py.host.ifadapter import apply as ifadapter
+from pack.py.host.ifadapter import text as ifadapter_text
+from pack.py.host.ifadapter import trained as ifadapter_trained
 from pack.py.ifadapter import checkpoint
-from pack.py.ifadapter.injection import Places, injected, prepare
+from pack.py.ifadapter.attention import Places, injected, prepare
 from pack.py.ifadapter.instances import Instance, Instances
 from pack.py.ifadapter.model import SDXL, Config, IFAdapter
 

@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 from pack.nodes.evaluation import ExemplaryInstanceSuccess
-from pack.py.host import instance_evaluation
+from pack.py.host.evaluation import instances as instance_evaluation
 from pack.py.ifadapter.instances import Instance, Instances
 from pack.py.playground import evaluation
 from PIL import Image

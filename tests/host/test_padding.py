@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import tiny
 import torch
-from pack.py.host import ca2sis_attention, padding, playground
+from pack.py.host import padding, playground
+from pack.py.host.ca2sis import attention as ca2sis_attention
 
 WIDTH = 8
 

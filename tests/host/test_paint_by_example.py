@@ -8,10 +8,11 @@ import pytest
 import tiny
 import torch
 from pack.nodes import paint_by_example as nodes
-from pack.py.host import hooks, paint_by_example
-from pack.py.host import paint_by_example_context as context
-from pack.py.host import paint_by_example_stitch as stitch
-from pack.py.paint_by_example.stitching import grown
+from pack.py.host import hooks
+from pack.py.host.paint_by_example import context as context
+from pack.py.host.paint_by_example import loader as paint_by_example
+from pack.py.host.paint_by_example import prepare as stitch
+from pack.py.imaging.crop import grown
 from painting import VAE, TinyPBE, hole, pictures, prepared, sample
 from torch.testing import assert_close
 

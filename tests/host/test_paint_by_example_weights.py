@@ -10,13 +10,15 @@ import exemplars
 import folder_paths
 import pytest
 import torch
+from pack.lab.playground.recipes import paint_by_example as recipe
+from pack.lab.train import paint_by_example as paint_by_example_training
+from pack.lab.train.common.loop import Schedule
 from pack.nodes import evaluation as evaluation_nodes
 from pack.nodes import paint_by_example as nodes
-from pack.py.host import folders, paint_by_example, paint_by_example_training, playground
-from pack.py.host import paint_by_example_stitch as stitch
+from pack.py.host import folders, playground
+from pack.py.host.paint_by_example import loader as paint_by_example
+from pack.py.host.paint_by_example import prepare as stitch
 from pack.py.paint_by_example import checkpoint
-from pack.py.playground.recipes import paint_by_example as recipe
-from pack.py.training.loop import Schedule
 from painting import WHOLE, hole, pictures, sample
 from torch.testing import assert_close
 

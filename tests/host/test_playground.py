@@ -7,11 +7,11 @@ import logging
 import comfy.sample
 import pytest
 import torch
+from pack.lab.evaluate.setup import Studio
+from pack.lab.playground.recipes.image_encoder import normalise
 from pack.nodes.playground import ExemplaryPlaygroundModels, ExemplaryPlaygroundScene
 from pack.py.host import playground
-from pack.py.host.playground_evaluation import Studio
 from pack.py.playground import evaluation, vocabulary
-from pack.py.playground.recipes.image_encoder import normalise
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ import torch
 from comfy_api.latest import io
 from pack.nodes.retrieval import ExemplaryRetrieveExemplar as Node
 from pack.py.host import playground
-from pack.py.host import retrieval as host
+from pack.py.host.semantic import retrieval as host
 from pack.py.playground.scenes import draw_scene
 from pack.py.semantic.palettes import VOID, named_palette
 from pack.py.semantic.remap import remap

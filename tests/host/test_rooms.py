@@ -64,7 +64,7 @@ def test_model_folders_keep_what_the_user_configured(tmp_path, monkeypatch):
 
 
 def test_a_notice_without_a_server_is_in_the_log(caplog):
-    notices.tell("nothing to do")
+    notices.warn_user("nothing to do")
     assert "nothing to do" in caplog.text
 
 

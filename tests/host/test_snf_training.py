@@ -17,13 +17,15 @@ import folder_paths
 import numpy as np
 import pytest
 import torch
+from pack.lab.playground.recipes import subject
+from pack.lab.train import snf as snf_training
+from pack.lab.train.common import persons_data
+from pack.lab.train.frozen_base import FrozenBase
 from pack.nodes import snf as nodes
-from pack.py.host import folders, playground, snf_training, subjects
-from pack.py.host.frozen_base import FrozenBase
-from pack.py.playground.recipes import subject
+from pack.py.host import folders, playground
+from pack.py.host.snf import subjects
 from pack.py.playground.subjects import MARKER, draw_example
 from pack.py.snf import checkpoint
-from pack.py.training import persons_data
 from PIL import Image
 from safetensors.torch import load_file, save_file
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import folder_paths
 import pytest
 import torch
+from pack.lab.playground import subject as subject_training
+from pack.lab.playground.recipes import image_encoder, subject
 from pack.nodes import snf as nodes
-from pack.py.host import folders, playground, subject_training, subjects
+from pack.py.host import folders, playground
+from pack.py.host.snf import subjects
 from pack.py.playground import vocabulary
-from pack.py.playground.recipes import image_encoder, subject
 from pack.py.playground.subjects import MARKER, draw_example, held_out_pairings
 from pack.py.snf import checkpoint
 from pack.py.snf.model import Postfuse

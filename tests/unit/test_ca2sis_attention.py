@@ -5,14 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from pack.py.ca2sis import attention
-from pack.py.ca2sis.attention import (
-    VARIANTS,
-    adaptive_attention,
-    class_weights,
-    early_gain,
-    isolated_attention,
-    soft_masks,
-)
+from pack.py.ca2sis.attention import VARIANTS, adaptive_attention, class_weights, early_gain, isolated_attention, soft_masks
 
 HEADS, WIDTH, GRID = 2, 16, (3, 5)
 CELLS = GRID[0] * GRID[1]

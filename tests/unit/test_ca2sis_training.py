@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from pack.lab.playground import faces
+from pack.lab.playground.recipes import ca2sis as recipe
+from pack.lab.train.common.loop import Schedule, fit
 from pack.py.ca2sis import codes, training
 from pack.py.ca2sis.model import Config, Generator
 from pack.py.ca2sis.training import Discriminator, Weights
-from pack.py.playground import faces
-from pack.py.playground.recipes import ca2sis as recipe
-from pack.py.training.loop import Schedule, fit
 
 TINY = Config(
     classes=4, mask_channels=3, style_dim=4, width=32, encoder_width=1, grid=(4, 4), mask_size=(8, 8), head_dims=(2, 2, 2, 2, 2),

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from pack.py.evaluation import cocoee, regions
+from pack.lab.evaluate import cocoee
+from pack.py.evaluation import regions
 from PIL import Image
 from torch.testing import assert_close
 

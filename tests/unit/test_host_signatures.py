@@ -20,7 +20,7 @@ RELEASES = {
     path.stem: json.loads(path.read_text(encoding="utf-8"))
     for path in sorted((ROOT / "tests" / "host_signatures").glob("*.json"))
 }
-FILES = sorted(path for folder in ("py/host", "nodes") for path in (ROOT / folder).rglob("*.py"))
+FILES = sorted(path for folder in ("py/host", "nodes", "lab") for path in (ROOT / folder).rglob("*.py"))
 PATCHER = "comfy.model_patcher"
 ORDINARY = {name for kind in (dict, list, str, set, tuple, int, float) for name in dir(kind)}
 #: Names that tensors, modules or our own classes have too: a call of them says nothing about ModelPatcher.

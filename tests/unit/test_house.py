@@ -25,7 +25,7 @@ def sources(*folders: str, suffix: str = ".py") -> list[Path]:
     return sorted(path for folder in folders for path in (ROOT / folder).rglob(f"*{suffix}") if "__pycache__" not in path.parts)
 
 
-PRODUCTION = [ROOT / "__init__.py", *sources("py", "nodes")]
+PRODUCTION = [ROOT / "__init__.py", *sources("py", "nodes", "lab")]
 TRACKED = [*PRODUCTION, *sources("devtools", "tests", "benchmarks"), ROOT / "dev.py"]
 
 
@@ -49,7 +49,7 @@ def named(path: Path) -> str:
 @pytest.mark.parametrize("path", PRODUCTION, ids=named)
 def test_only_the_host_rooms_import_the_host(path):
     allowed = {"comfy_api"} if path.parent.name == "nodes" or path.parent == ROOT else set()
-    if path.is_relative_to(ROOT / "py" / "host"):
+    if path.is_relative_to(ROOT / "py" / "host") or path.is_relative_to(ROOT / "lab"):
         allowed = HOST_MODULES
     used = {module.split(".")[0] for module, level in imports(path) if level == 0} & HOST_MODULES
     assert used <= allowed

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from pack.py.ifadapter.attention import (
+from pack.py.ifadapter.instances import Instance
+from pack.py.ifadapter.regional import (
     Settings,
     box_cells,
     fusion_weights,
@@ -15,7 +16,6 @@ from pack.py.ifadapter.attention import (
     regional_change,
     separated,
 )
-from pack.py.ifadapter.instances import Instance
 
 
 def rng(seed=0):

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from pack.py.ifadapter.injection import (
+from pack.py.ifadapter.attention import (
     FORMS,
     Places,
     gate_maps,

@@ -7,17 +7,7 @@ import math
 
 import pytest
 import torch
-from pack.py.ifadapter.model import (
-    SDXL,
-    Config,
-    IFAdapter,
-    Layer,
-    PositionNet,
-    Resampler,
-    RMSNorm,
-    shapes,
-    visible_words,
-)
+from pack.py.ifadapter.model import SDXL, Config, IFAdapter, Layer, PositionNet, Resampler, RMSNorm, shapes, visible_words
 
 TINY = Config(
     layers=(Layer("a", ("output", 1, 0), 32, 4), Layer("b", ("middle", 0, 0), 16, 2)),

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import torch
-from pack.py.ifadapter.injection import Places, inject, prepare
+from pack.lab.train.common.diffusion import diffusion_loss
+from pack.py.ifadapter.attention import Places, inject, prepare
 from pack.py.ifadapter.model import Config, IFAdapter, Layer
 from pack.py.ifadapter.training import Batch, Prepared, drops
-from pack.py.training.diffusion import diffusion_loss
 
 CONFIG = Config(
     layers=(Layer("a", ("middle", 0, 0), 32, 2),),

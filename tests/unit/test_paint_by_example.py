@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from pack.py.paint_by_example import attention, checkpoint, exemplar, training
+from pack.lab.train.common.augmentation import Augmentation
+from pack.py.paint_by_example import checkpoint, exemplar, training
+from pack.py.paint_by_example import context as attention
 from pack.py.paint_by_example.model import Config, ExemplarMapper
-from pack.py.training.augmentation import Augmentation
 from PIL import Image
 from safetensors.torch import save_file
 from torch import nn

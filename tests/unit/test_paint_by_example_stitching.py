@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from pack.py.paint_by_example import shapes, stitching
-from pack.py.paint_by_example.stitching import Cut
+from pack.py.imaging import crop as stitching
+from pack.py.imaging.crop import Cut
+from pack.py.paint_by_example import shapes
 from torch.testing import assert_close
 
 

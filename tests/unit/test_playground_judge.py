@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from pack.lab.evaluate.face_edits import regions_right
 from pack.py.playground import judge, world
 from pack.py.playground.evaluation import as_images, held_out_layouts, load_judge, success
-from pack.py.playground.face_edits import regions_right
 from pack.py.playground.scenes import HELD_OUT, KINDS, draw_scene
 from safetensors.torch import load_file
 

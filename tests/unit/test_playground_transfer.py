@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from pack.py.playground import transfer
+from pack.lab.evaluate import transfer
 from pack.py.playground.evaluation import as_images
 from pack.py.playground.judge import Judge
 

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ....py.ifadapter.injection import Places, attend, gate_maps, inject, instance_map, instance_maps, prepare, slot_weights
+from ....py.ifadapter.attention import Places, attend, gate_maps, inject, instance_map, instance_maps, prepare, slot_weights
 from ....py.ifadapter.model import CBAM, Config, IFAdapter, Injection, Layer, PositionNet, Resampler, visible_words
 from ..registry import register
 

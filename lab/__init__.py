@@ -1,0 +1,1 @@
+"""Training, evaluation and the making of the playground: not needed to run a node."""

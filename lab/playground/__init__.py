@@ -1,0 +1,1 @@
+"""How the playground's models are trained and exported."""

@@ -1,0 +1,1 @@
+"""AM-Adapter inside ComfyUI."""

@@ -1,0 +1,1 @@
+"""CA2-SIS inside ComfyUI."""

@@ -1,0 +1,127 @@
+"""Which class each pixel reads: in a patched Stable Diffusion model, watched during one call, and in the generator of CA2-SIS."""
+
+from __future__ import annotations
+
+import colorsys
+from dataclasses import dataclass, field
+from typing import Any
+
+import comfy.sample
+import comfy.samplers
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ...ca2sis.codes import Style
+from .. import slots
+from ..grids import Grid
+from . import codes as ca2sis
+from .attention import NODE, OBSERVER, Application, ClassText
+from .codes import EncodedShape, LoadedCA2SIS
+
+PREVIEW = "Class Attention Preview"
+SIDE = 512  # pixels of the pictures' longer side
+BASE = (70, 70, 76)  # the colour of the base text
+
+
+@dataclass
+class Observer:
+    """Sums what the first latent of the first positive condition reads, by the size of the layers."""
+
+    application: Application
+    seen: dict[Grid, list[Tensor]] = field(default_factory=dict)
+
+    def __deepcopy__(self, memo: dict) -> Observer:
+        return self
+
+    def saw(self, application: Application, grid: Grid, shares: Tensor) -> None:
+        """Told by the hook: shares [b, 1 + r, l] of what each place of this layer reads."""
+        if application is self.application:
+            self.seen.setdefault(grid, []).append(shares[0].unflatten(-1, grid).cpu())
+
+
+def preview(
+    model: Any, positive: Any, latent: dict | None, percent: float, seed: int, loaded: Any, shape: Any, style: Any
+) -> tuple[Tensor, Tensor, str]:
+    """Of whichever is connected.
+
+    Raises:
+        ValueError: neither is whole.
+    """
+    if model is not None and positive is not None and latent is not None:
+        return of_model(model, positive, latent, percent, seed)
+    if loaded is not None and shape is not None and style is not None:
+        return of_generator(loaded, shape, style)
+    raise ValueError(f"{PREVIEW}: connect model, positive and latent (Stable Diffusion), or ca2sis, shape and style (CA2-SIS).")
+
+
+def of_model(model: Any, positive: Any, latent: dict, percent: float, seed: int) -> tuple[Tensor, Tensor, str]:
+    """What each place of a latent reads at one moment of sampling; see `draw`.
+
+    Args:
+        model: from the attention node; of several in a chain the last one is shown.
+        latent: LATENT to look at, such as the result; noise of the moment is added to its first picture.
+        percent: the moment, 0 the first step and 1 the last.
+
+    Raises:
+        ValueError: the model has no class-adaptive attention, or none at this moment.
+    """
+    options = model.model_options["transformer_options"]
+    found = [t for t in slots.techniques(options) if isinstance(t, ClassText)]
+    if not found:
+        raise ValueError(f"{PREVIEW}: this MODEL tells no classes apart. Connect the MODEL that comes out of {NODE}.")
+    if not 0.0 <= percent <= 1.0:
+        raise ValueError(f"{PREVIEW}: percent is {percent}; it must be a number from 0 to 1.")
+    observer = Observer(found[-1].application)
+    watched = model.clone()
+    watched.model_options["transformer_options"][OBSERVER] = observer
+    samples = comfy.sample.fix_empty_latent_channels(watched, latent["samples"][:1])
+    sigma = float(model.get_model_object("model_sampling").percent_to_sigma(min(max(percent, 0.001), 0.999)))
+    noise = comfy.sample.prepare_noise(samples, seed)
+    euler = comfy.samplers.sampler_object("euler")
+    sigmas = torch.tensor([sigma, 0.0])
+    comfy.sample.sample_custom(watched, noise, 1.0, euler, sigmas, positive, positive, samples, disable_pbar=True, seed=seed)
+    if not observer.seen:
+        raise ValueError(f"{PREVIEW}: no layer acts at this moment. Choose a percent inside the range of {NODE}.")
+    application = observer.application
+    names = ["base", *(prompt.classes for prompt in application.prompts)]
+    finest = max(observer.seen, key=lambda grid: grid[0] * grid[1])
+    return draw(torch.stack(observer.seen[finest]).mean(dim=0), names, [BASE, *_colours(len(names) - 1)])
+
+
+def of_generator(loaded: LoadedCA2SIS, shape: EncodedShape, style: Style) -> tuple[Tensor, Tensor, str]:
+    """Which class's style each pixel of the first picture reads, mean over heads and levels; see `draw`."""
+    shares = ca2sis.reading(loaded, shape, style)
+    return draw(shares, list(loaded.labels), [BASE, *_colours(len(loaded.labels) - 1)])
+
+
+def draw(shares: Tensor, names: list[str], colours: list[tuple[int, int, int]]) -> tuple[Tensor, Tensor, str]:
+    """Pictures of shares [k, h, w] that sum to 1 over k.
+
+    Returns:
+        Each place in the colours of what it reads, mixed by their shares [1, H, W, 3]; one picture of each share, black 0 and white 1
+        [k, H, W, 3]; a line of text for each name: how much is read, and where most, with its colour.
+    """
+    shares = shares.float()
+    winner = shares.argmax(dim=0)
+    table = torch.tensor(colours, dtype=torch.float32) / 255
+    coloured = torch.einsum("k h w, k c -> h w c", shares, table)
+    lines = []
+    for number, (name, colour) in enumerate(zip(names, colours)):
+        most = float((winner == number).float().mean())
+        lines.append(
+            f"{name} #{bytes(colour).hex()}: {100 * float(shares[number].mean()):.1f} % of what is read, most in {100 * most:.1f} %"
+        )
+    return _enlarged(coloured[None]), _enlarged(shares[..., None].expand(-1, -1, -1, 3)), "\n".join(lines)
+
+
+def _enlarged(pictures: Tensor) -> Tensor:
+    """By a whole factor, so that places stay squares."""
+    factor = max(1, SIDE // max(pictures.shape[1:3]))
+    return F.interpolate(pictures.movedim(-1, 1), scale_factor=factor, mode="nearest").movedim(1, -1).clamp(0, 1)
+
+
+def _colours(count: int) -> list[tuple[int, int, int]]:
+    """Neighbours in the list are far apart on the colour wheel."""
+    rgb = (colorsys.hsv_to_rgb((n * 0.618034) % 1.0, 0.7, 0.95) for n in range(count))
+    return [(round(r * 255), round(g * 255), round(b * 255)) for r, g, b in rgb]

@@ -1,0 +1,1 @@
+"""IFAdapter inside ComfyUI."""

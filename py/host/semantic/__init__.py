@@ -1,0 +1,1 @@
+"""Semantic maps inside ComfyUI."""

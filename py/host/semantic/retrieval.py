@@ -1,0 +1,274 @@
+"""Exemplar retrieval for the graph: folders as users write them, progress, pictures compared by a CLIP_VISION, the picked pairs loaded."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import comfy.model_management
+import comfy.utils
+import folder_paths
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ...semantic import exemplar_index
+from ...semantic.pairs import Pairs, find_pairs, nearest, read_map, read_picture, shown
+from ...semantic.palettes import VOID, Palette, named_palette
+from ...semantic.preview import MUCH_VOID
+from ...semantic.remap import remap
+from ...semantic.retrieval import SAMPLES, VOID_TARGET, Ranking, Summaries, Weights, rank
+from ...semantic.semantic_map import SemanticMap
+from ...semantic.snapping import best_palette, snap_to_palette
+from .. import notices, playground
+
+#: A folder that everybody has: drawn streets with their maps, so that the node can be tried at once.
+SHIPPED, STREETS = "playground streets", playground.ASSETS / "streets"
+#: The choice that means: the folder's maps are drawn in the target's colours.
+AS_TARGET = "as the target"
+_LISTED = 10
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which pairs to take: `count` of them from place `pick` (1 is the best) on, and how candidates are judged."""
+
+    pick: int = 1
+    count: int = 1
+    weights: Weights = field(default_factory=Weights)
+    tie: float = 0.02
+
+
+@dataclass(frozen=True, eq=False)
+class Retrieved:
+    """The picked pairs, best first: pictures [1, h, w, 3], their maps in the target's palette and the picture's size, scores; and a report."""
+
+    images: list[Tensor]
+    maps: list[SemanticMap]
+    scores: list[float]
+    report: str
+
+
+def fingerprint(folder: str) -> str:
+    """Another text whenever the folder's pairs changed; the message of the error where there are none."""
+    try:
+        return find_pairs(resolve(folder)).fingerprint()
+    except ValueError as error:
+        return str(error)
+
+
+def resolve(folder: str) -> Path:
+    """The folder that a user means: absolute, or below the host's input directory; or the drawn streets that ship, by the name SHIPPED.
+
+    Raises:
+        ValueError: empty, a path out of the input directory, or no path at all.
+    """
+    text = folder.strip().strip("\"'").strip()  # file managers copy paths with quotes
+    base = Path(folder_paths.get_input_directory()).absolute()
+    if not text or "\0" in text:
+        raise ValueError(
+            f"folder: {shown(text)!r} names none; give a folder of pictures and maps below {shown(base)}, or its full path."
+        )
+    if Path(text).is_absolute():
+        return Path(text)
+    inside = Path(os.path.normpath(base / text))
+    if not inside.is_relative_to(base):
+        raise ValueError(
+            f"folder: {shown(text)!r} leads out of {shown(base)}; give the full path of a folder that lies elsewhere."
+        )
+    return STREETS if text == SHIPPED and not inside.exists() else inside
+
+
+def retrieve(
+    target: SemanticMap,
+    folder: str,
+    palette: str,
+    tolerance: float,
+    choice: Choice,
+    clip_vision: Any = None,
+    image: Tensor | None = None,
+) -> Retrieved:
+    """Find the pairs of a folder whose maps suit the target best, and load them.
+
+    Args:
+        folder: see `resolve` and `py/semantic/pairs.py`.
+        palette: the colours of the folder's maps, by name or AS_TARGET. Classes are matched by name.
+        clip_vision: orders candidates whose scores tie: by the likeness of their pictures to `image` [b, h, w, c], or without an image by
+            that of the drawn maps.
+
+    Raises:
+        ValueError: an unusable folder, no readable pair, a place beyond the last, an image without clip_vision, a void target.
+    """
+    if image is not None and clip_vision is None:
+        raise ValueError(
+            "image: it is compared by clip_vision, which is not connected; connect a Load CLIP Vision, or remove the image."
+        )
+    if bool((target.labels == VOID).all()):  # known before the folder is read
+        raise ValueError(VOID_TARGET)
+    drawn_with = target.palette if palette == AS_TARGET else named_palette(palette)
+    place = resolve(folder)
+    pairs = find_pairs(place)
+    updated = exemplar_index.update(pairs, drawn_with, tolerance, _index_places(place, drawn_with, tolerance), _progress())
+    rows = updated.index.readable()
+    problems = list(updated.index.problems.values())
+    if len(rows) == 0:
+        raise ValueError(f"folder: none of the {len(pairs)} maps in {shown(place)} can be read. {_some(problems)}")
+    all_known = len(rows) == len(pairs)
+    summaries = updated.index.summaries if all_known else updated.index.summaries.take(rows)
+    ranking = rank(target, summaries, choice.weights)
+    reader = _Reader(pairs, drawn_with, tolerance)
+    similarity = None if clip_vision is None else _similarity(reader, rows, clip_vision, target, image)
+    shown_places = max(_LISTED, choice.pick + choice.count - 1)
+    lines: list[str] = []
+    images: list[Tensor] = []
+    maps: list[SemanticMap] = []
+    scores: list[float] = []
+    for candidate in ranking.best_first(similarity, choice.tie):
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        if len(lines) == shown_places:
+            break
+        row = int(rows[candidate])
+        number = len(lines) + 1
+        taken = choice.pick <= number < choice.pick + choice.count
+        if number < choice.pick + choice.count:
+            try:
+                picture = reader.picture(row)
+                semantic_map = _in_palette(reader.semantic_map(row), target.palette, *picture.shape[1:3]) if taken else None
+            except ValueError as error:
+                problems.append(str(error))
+                continue
+            if semantic_map is not None:
+                images.append(picture)
+                maps.append(semantic_map)
+                scores.append(float(ranking.scores[candidate]))
+        lines.append(f"{'>' if taken else ' '} {number}. {shown(pairs.images[row])}: {ranking.match(candidate).reasons()}")
+    if not images:
+        raise ValueError(
+            f"pick: {choice.pick}, but the folder has {len(lines)} readable pairs; give 1 to {len(lines)}. {_some(problems)}"
+        )
+    if problems:
+        notices.warn_user(f"Retrieve Exemplar: {_skipped(problems)}")
+    report = [_heading(pairs, len(rows), updated), *lines]
+    if len(images) < choice.count:
+        report.append(f"{choice.count} were asked for, {len(images)} are there.")
+    report += _advice(summaries, ranking, reader, rows, tolerance)
+    if pairs.alone:
+        names = ", ".join(shown(name) for name in pairs.alone[:_LISTED])
+        report.append(f"Without a partner: {names}{_more(len(pairs.alone))}")
+    if problems:
+        report.append(_skipped(problems))
+    return Retrieved(images, maps, scores, "\n".join(report))
+
+
+@dataclass(frozen=True, eq=False)
+class _Reader:
+    """Reads the pairs of a folder by their row."""
+
+    pairs: Pairs
+    palette: Palette
+    tolerance: float
+
+    def picture(self, row: int) -> Tensor:
+        return read_picture(self.pairs.folder / self.pairs.images[row])
+
+    def colours(self, row: int) -> Tensor:
+        """The coloured map, [1, h, w, 4] in 0..1."""
+        return torch.from_numpy(read_map(self.pairs.folder / self.pairs.maps[row]))[None].float().div_(255.0)
+
+    def semantic_map(self, row: int) -> SemanticMap:
+        return snap_to_palette(self.colours(row), self.palette, self.tolerance)
+
+
+def _similarity(
+    reader: _Reader, rows: Any, clip_vision: Any, target: SemanticMap, image: Tensor | None
+) -> Callable[[int], float]:
+    """Cosine of image features; a picture that cannot be read is least like."""
+    wanted = _features(clip_vision, target.to_image() if image is None else image)
+
+    def likeness(candidate: int) -> float:
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        row = int(rows[candidate])
+        try:
+            if image is not None:
+                picture = reader.picture(row)
+            else:  # drawn in the target's colours, so that a different palette makes no difference
+                semantic_map = reader.semantic_map(row)
+                picture = _in_palette(semantic_map, target.palette, *semantic_map.size).to_image()
+        except ValueError:
+            return -1.0
+        return float(_features(clip_vision, picture) @ wanted)
+
+    return likeness
+
+
+def _features(clip_vision: Any, image: Tensor) -> Tensor:
+    """The direction of the mean embedding of a batch, [d]. Whole pictures, not their middle squares: a layout reaches the edges."""
+    if image.ndim != 4 or not torch.isfinite(image).all():
+        raise ValueError("image: it is no picture or holds NaN or infinite values; the node that made it failed. Make it again.")
+    output = clip_vision.encode_image(image[..., :3].float(), crop=False)
+    return F.normalize(output["image_embeds"].detach().float().reshape(len(image), -1).mean(dim=0).cpu(), dim=0)
+
+
+def _in_palette(semantic_map: SemanticMap, palette: Palette, height: int, width: int) -> SemanticMap:
+    """The map with its classes matched by name, in another size."""
+    if semantic_map.palette is not palette:
+        semantic_map = remap(semantic_map, palette=palette).semantic_map
+    if semantic_map.size == (height, width):
+        return semantic_map
+    return SemanticMap(torch.from_numpy(nearest(semantic_map.labels.numpy(), height, width)), palette)
+
+
+def _index_places(folder: Path, palette: Palette, tolerance: float) -> list[Path]:
+    """Beside the pairs, so that it moves with them; where that is not allowed, in the host's user directory."""
+    name = exemplar_index.file_name(palette, tolerance)
+    where = hashlib.sha256(str(folder.resolve()).encode("utf-8", "surrogatepass")).hexdigest()[:16]
+    users = Path(folder_paths.get_user_directory()) / "exemplary" / "retrieval" / where / name
+    return [users] if folder == STREETS else [folder / name, users]
+
+
+def _progress() -> Callable[[int, int], None]:
+    bar = comfy.utils.ProgressBar(1)
+
+    def show(done: int, total: int) -> None:
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        if total:
+            bar.update_absolute(done, total)
+
+    return show
+
+
+def _heading(pairs: Pairs, readable: int, updated: exemplar_index.Updated) -> str:
+    text = f"{readable} pairs, {updated.read} maps read now. "
+    if updated.file is None:
+        return text + "The index could not be kept; the next run reads all maps again."
+    return text + f"Index: {shown(updated.file)} (may be deleted)."
+
+
+def _advice(summaries: Summaries, ranking: Ranking, reader: _Reader, rows: Any, tolerance: float) -> list[str]:
+    """What is said where more than a half of the folder's maps belongs to no class."""
+    void = 1.0 - float(summaries.counts.sum(dtype="int64")) / (len(summaries) * SAMPLES * SAMPLES)
+    if void <= MUCH_VOID:
+        return []
+    try:
+        fit = best_palette(reader.colours(int(rows[ranking.order[0]])), tolerance)
+    except ValueError:  # the file went away meanwhile
+        return []
+    better = fit.share > MUCH_VOID and fit.name != reader.palette.name
+    remedy = f"the palette {fit.name!r} fits better" if better else "choose the palette that they were drawn with"
+    return [f"Warning: {100 * void:.1f} % of the folder's maps is void in the palette {reader.palette.name!r}; {remedy}."]
+
+
+def _skipped(problems: list[str]) -> str:
+    return f"Skipped: {_some(problems)}"
+
+
+def _some(problems: list[str]) -> str:
+    return "; ".join(problems[:_LISTED]) + _more(len(problems))
+
+
+def _more(count: int) -> str:
+    return f" and {count - _LISTED} more" if count > _LISTED else ""

@@ -1,0 +1,1 @@
+"""Saliency-adaptive noise fusion (Face-diffuser) inside ComfyUI."""

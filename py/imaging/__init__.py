@@ -1,0 +1,1 @@
+"""Image operations that several techniques share."""
