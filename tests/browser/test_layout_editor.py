@@ -6,7 +6,7 @@ import json
 import random
 
 import pytest
-from pack.py.host.ifadapter.apply.preview import _colour as preview_colour
+from pack.py.host.ifadapter.preview import _colour as preview_colour
 from pack.py.ifadapter.instances import from_json
 
 NODE = "ExemplaryInstanceLayout"

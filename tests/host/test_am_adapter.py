@@ -19,7 +19,7 @@ from pack.py.host import folders
 from pack.py.host.am_adapter import apply as am_adapter
 from pack.py.host.am_adapter import cache as am_adapter_cache
 from pack.py.host.am_adapter import controlnext as am_adapter_controlnext
-from pack.py.host.am_adapter.apply.cache import Features, FeatureStore
+from pack.py.host.am_adapter.cache import Features, FeatureStore
 from pack.py.semantic.palettes import VOID, named_palette
 from pack.py.semantic.semantic_map import SemanticMap
 from PIL import Image

@@ -8,7 +8,7 @@ import torch
 from pack.nodes import ca2sis_attention as nodes
 from pack.py.ca2sis.attention import VARIANTS
 from pack.py.host.ca2sis import attention as host
-from pack.py.host.ca2sis.codes.attention import Settings, class_prompt
+from pack.py.host.ca2sis.attention import Settings, class_prompt
 from pack.py.host.schedule import PercentRange
 from pack.py.semantic.palettes import named_palette
 from pack.py.semantic.semantic_map import SemanticMap

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 from pack.py.host.crop import BY_EYES, UPRIGHT, crop, tilt
-from pack.py.host.paint_by_example.loader.prepare import stitch
+from pack.py.host.paint_by_example.prepare import stitch
 from pack.py.semantic.palettes import VOID, Palette
 from pack.py.semantic.semantic_map import SemanticMap
 from torch.nn.functional import avg_pool2d

@@ -10,7 +10,7 @@ import tiny
 import torch
 from pack.nodes import snf as nodes
 from pack.py.host.snf.guider import PUBLISHED_STAGES, FusionGuider, Subject, guider_of
-from pack.py.host.snf.guider.preview import draw_record
+from pack.py.host.snf.preview import draw_record
 from pack.py.snf.fusion import PUBLISHED, Settings
 from pack.py.snf.schedule import Stage, Stages
 
