@@ -10,11 +10,9 @@ from ..py.host.am_adapter import apply as host
 from ..py.host.am_adapter import controlnext as control_host
 from ..py.host.am_adapter.exemplar import SOURCES
 from ..py.host.am_adapter.preview import preview
-from .semantic_map import SemanticMapType
+from .types import AMAdapterType, ControlNeXtType, SemanticMapType
 from .widgets import advanced
 
-AdapterType = io.Custom("EXEMPLARY_AM_ADAPTER")
-ControlNeXtType = io.Custom("EXEMPLARY_CONTROLNEXT")
 CATEGORY = "exemplary/exemplar"
 
 
@@ -43,7 +41,7 @@ class ExemplaryLoadAMAdapter(io.ComfyNode):
                     )
                 ),
             ],
-            outputs=[AdapterType.Output(display_name="adapter")],
+            outputs=[AMAdapterType.Output(display_name="adapter")],
         )
 
     @classmethod
@@ -144,7 +142,7 @@ class ExemplaryApplyAMAdapter(io.ComfyNode):
                         tooltip="Main memory for what was read in exemplars, so that the next run need not read again. 0 keeps nothing.",
                     )
                 ),
-                AdapterType.Input("adapter", optional=True, tooltip="A trained matcher. Empty: the weight-free modes."),
+                AMAdapterType.Input("adapter", optional=True, tooltip="A trained matcher. Empty: the weight-free modes."),
                 io.Conditioning.Input(
                     "exemplar_prompt",
                     optional=True,

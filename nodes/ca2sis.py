@@ -10,12 +10,9 @@ from ..py.ca2sis.labels import BY_NAME, ORDERS
 from ..py.host import folders
 from ..py.host.ca2sis import codes as host
 from ..py.host.ca2sis import styles as styles_host
-from .semantic_map import SemanticMapType
+from .types import CA2SISType, SemanticMapType, ShapeType, StyleType
 from .widgets import advanced
 
-CA2SISType = io.Custom("EXEMPLARY_CA2SIS")
-StyleType = io.Custom("EXEMPLARY_STYLE")
-ShapeType = io.Custom("EXEMPLARY_SHAPE")
 CATEGORY = "exemplary/class-adaptive"
 
 

@@ -8,13 +8,11 @@ from ..py.ca2sis.attention import VARIANTS
 from ..py.host.ca2sis import attention as attention_host
 from ..py.host.ca2sis import preview as preview_host
 from ..py.host.schedule import PercentRange
-from .ca2sis import CATEGORY, CA2SISType, ShapeType, StyleType, _fraction
-from .semantic_map import SemanticMapType
+from .ca2sis import CATEGORY, _fraction
+from .types import CA2SISType, ClassConditioningsType, SemanticMapType, ShapeType, StyleType
 from .widgets import advanced
 
 DEFAULTS = attention_host.DEFAULTS
-
-ClassPromptsType = io.Custom("EXEMPLARY_CLASS_CONDITIONINGS")
 
 
 class ExemplaryCA2SISClassConditioning(io.ComfyNode):
@@ -40,11 +38,11 @@ class ExemplaryCA2SISClassConditioning(io.ComfyNode):
                     step=0.05,
                     tooltip="How strongly this text competes with the others where they meet. 0 leaves it out.",
                 ),
-                ClassPromptsType.Input(
+                ClassConditioningsType.Input(
                     "class_conditionings", optional=True, tooltip="The classes so far; this one is added to them."
                 ),
             ],
-            outputs=[ClassPromptsType.Output(display_name="class_conditionings")],
+            outputs=[ClassConditioningsType.Output(display_name="class_conditionings")],
         )
 
     @classmethod
@@ -68,7 +66,7 @@ class ExemplaryCA2SISAttention(io.ComfyNode):
                 SemanticMapType.Input(
                     "semantic_map", tooltip="Which class stands where. One map for all pictures, or one a latent. Any size."
                 ),
-                ClassPromptsType.Input("class_conditionings", tooltip="The text of each class, from Class Conditioning."),
+                ClassConditioningsType.Input("class_conditionings", tooltip="The text of each class, from Class Conditioning."),
                 _fraction("strength", 1.0, "0 leaves the model as it was, 1 is the full effect."),
                 _fraction("start_percent", 0.0, "Where the effect begins."),
                 _fraction(

@@ -7,7 +7,7 @@ from comfy_api.latest import io, ui
 from ..py.evaluation.detection import success_rate
 from ..py.host.evaluation import instances as host
 from ..py.host.evaluation import regions as region_score
-from .ifadapter import InstancesType
+from .types import InstancesType
 
 _JUDGES = (host.PLAYGROUND, "own models")
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ..py.host import crop as host
-from .paint_by_example import StitchType
-from .semantic_map import SemanticMapType
+from .types import SemanticMapType, StitchType
 
 
 class ExemplaryCropToEdit(io.ComfyNode):

@@ -10,12 +10,10 @@ from ..py.host.ifadapter import trained as ifadapter_trained
 from ..py.host.ifadapter.preview import draw_instances
 from ..py.ifadapter.instances import BOX_FORMATS, Instance, Instances, from_boxes, from_json, mask_box
 from ..py.ifadapter.regional import Settings
+from .types import BOX_TYPES, IFAdapterType, InstancesType
 from .widgets import advanced
 
-InstancesType = io.Custom("EXEMPLARY_INSTANCES")
 FUSIONS = {"published code": "code", "paper": "paper"}
-AdapterType = io.Custom("EXEMPLARY_IF_ADAPTER")
-BOX_TYPES = [io.Custom(name) for name in ("BBOX", "BOUNDING_BOX", "BOUNDING_BOXES", "SEGS")]
 
 
 def _fraction(name: str, default: float, tooltip: str) -> io.Float.Input:
@@ -132,7 +130,7 @@ class ExemplaryLoadIFAdapter(io.ComfyNode):
                     tooltip=f"A file in models/ifadapter. The published one: {ifadapter_trained.LINK}",
                 )
             ],
-            outputs=[AdapterType.Output(display_name="adapter")],
+            outputs=[IFAdapterType.Output(display_name="adapter")],
         )
 
     @classmethod
@@ -179,7 +177,9 @@ class ExemplaryApplyIFAdapter(io.ComfyNode):
                         tooltip="Above 0, the places of different objects look at each other less (self-attention), so that they mix less.",
                     )
                 ),
-                AdapterType.Input("adapter", optional=True, tooltip="Trained IFAdapter weights. Empty: the weight-free method."),
+                IFAdapterType.Input(
+                    "adapter", optional=True, tooltip="Trained IFAdapter weights. Empty: the weight-free method."
+                ),
                 advanced(
                     io.Combo.Input(
                         "fusion",

@@ -7,8 +7,8 @@ from comfy_api.latest import io, ui
 
 from ..py.ifadapter.instances import Instances, from_json
 from ..py.ifadapter.regional import instance_masks
+from .types import InstancesType
 
-InstancesType = io.Custom("EXEMPLARY_INSTANCES")
 LAYOUT_WIDGET = "EXEMPLARY_LAYOUT"  # js/layout_editor.js; without it the input is a socket for any STRING
 BACKGROUND = (
     "exemplary_background"  # what the editor looks for in this node's results; the name is its own, so that no preview appears

@@ -11,9 +11,7 @@ from ..py.host.paint_by_example import prepare as stitch_host
 from ..py.imaging.crop import MASK_RESIZES
 from ..py.paint_by_example.exemplar import FILLS, FITS
 from ..py.paint_by_example.shapes import EXTENSION, JITTER, SHAPES
-
-EncoderType = io.Custom("EXEMPLARY_EXEMPLAR_ENCODER")
-StitchType = io.Custom("EXEMPLARY_STITCH")
+from .types import ExemplarEncoderType, StitchType
 
 
 def _fraction(name: str, default: float, tooltip: str, most: float = 1.0, step: float = 0.01) -> io.Float.Input:
@@ -56,7 +54,7 @@ class ExemplaryLoadPaintByExample(io.ComfyNode):
             ],
             outputs=[
                 io.Model.Output(display_name="model"),
-                EncoderType.Output(display_name="encoder"),
+                ExemplarEncoderType.Output(display_name="encoder"),
                 io.Vae.Output(display_name="vae"),
             ],
         )
@@ -75,7 +73,7 @@ class ExemplaryExemplarConditioning(io.ComfyNode):
             category="exemplary/paint by example",
             description="What to paint, shown by one or several pictures of it. Chain several of these for different exemplars or regions.",
             inputs=[
-                EncoderType.Input("encoder", tooltip="From Load Paint by Example."),
+                ExemplarEncoderType.Input("encoder", tooltip="From Load Paint by Example."),
                 io.Image.Input("image", tooltip="One or several pictures of the thing."),
                 _fraction("strength", 1.0, "1 is the exemplar, 0 no exemplar at all; above 1 exaggerates.", 2.0, 0.05),
                 _choice(

@@ -6,8 +6,7 @@ from comfy_api.latest import io
 
 from ..py.host import playground as host
 from ..py.playground.scenes import KINDS
-from .ifadapter import InstancesType
-from .semantic_map import SemanticMapType
+from .types import InstancesType, SemanticMapType
 
 
 class ExemplaryPlaygroundModels(io.ComfyNode):

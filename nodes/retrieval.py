@@ -7,7 +7,8 @@ from comfy_api.latest import io
 from ..py.host.semantic import retrieval as host
 from ..py.semantic.palettes import PALETTE_NAMES
 from ..py.semantic.retrieval import Weights
-from .semantic_map import CATEGORY, SemanticMapType
+from .semantic_map import CATEGORY
+from .types import SemanticMapType
 from .widgets import advanced
 
 

@@ -11,8 +11,8 @@ from ..py.semantic.palettes import PALETTE_NAMES, VOID, named_palette
 from ..py.semantic.preview import MUCH_VOID, coverage_text, legend_picture, reading_report, void_warning
 from ..py.semantic.remap import remap
 from ..py.semantic.snapping import AUTOMATIC, choose_palette, snap_to_palette
+from .types import SemanticMapType
 
-SemanticMapType = io.Custom("EXEMPLARY_SEMANTIC_MAP")
 CATEGORY = "exemplary/semantic map"
 
 _OWN = "own classes"

@@ -11,9 +11,8 @@ from ..py.host.snf import subjects
 from ..py.host.snf.preview import draw_record
 from ..py.snf.fusion import SMOOTHING, Settings
 from ..py.snf.schedule import Stages
+from .types import SubjectFuserType
 from .widgets import advanced
-
-FuserType = io.Custom("EXEMPLARY_SUBJECT_FUSER")
 
 
 def _cfg(name: str, tooltip: str) -> io.Float.Input:
@@ -77,7 +76,7 @@ class ExemplaryLoadSubjectModel(io.ComfyNode):
             outputs=[
                 io.Model.Output(display_name="model"),
                 io.ClipVision.Output(display_name="clip_vision"),
-                FuserType.Output(display_name="fuser"),
+                SubjectFuserType.Output(display_name="fuser"),
             ],
         )
 
@@ -100,7 +99,7 @@ class ExemplarySubjectEncode(io.ComfyNode):
                 io.ClipVision.Input(
                     "clip_vision", tooltip="The image encoder from Load Subject Model; an ordinary one does not fit."
                 ),
-                FuserType.Input("fuser", tooltip="From Load Subject Model."),
+                SubjectFuserType.Input("fuser", tooltip="From Load Subject Model."),
                 io.String.Input(
                     "prompt",
                     multiline=True,
