@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-import comfy.sample
-import comfy.samplers
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -16,11 +14,11 @@ from ...am_adapter.agreement import Grid
 from ...am_adapter.attention import Attend
 from ...semantic.palettes import VOID
 from .. import slots
+from ..preview import enlarge, run_observed_step
 from .apply import NODE, OBSERVER, Application, Origin, ReadExemplars
 
 PREVIEW = "AM Match Preview"
 MOST_PLACES = 1024  # of the layers that are watched: enough to see, and a whole attention matrix still fits
-SIDE = 512  # pixels of the pictures' longer side
 
 
 @dataclass
@@ -90,23 +88,13 @@ def preview(model: Any, positive: Any, latent: dict, percent: float, seed: int) 
     technique = next((t for t in slots.techniques(options) if isinstance(t, ReadExemplars)), None)
     if technique is None:
         raise ValueError(f"{PREVIEW}: this MODEL has no exemplar. Connect the MODEL that comes out of {NODE}.")
-    if not 0.0 <= percent <= 1.0:
-        raise ValueError(f"{PREVIEW}: percent is {percent}; it must be a number from 0 to 1.")
     observer = Observer()
-    watched = model.clone()
-    watched.model_options["transformer_options"][OBSERVER] = observer
-    samples = comfy.sample.fix_empty_latent_channels(watched, latent["samples"][:1])
-    sampling = model.get_model_object("model_sampling")
-    sigma = float(sampling.percent_to_sigma(min(max(percent, 0.001), 0.999)))
-    noise = comfy.sample.prepare_noise(samples, seed)
-    sigmas = torch.tensor([sigma, 0.0])
-    euler = comfy.samplers.sampler_object("euler")
-    comfy.sample.sample_custom(watched, noise, 1.0, euler, sigmas, positive, positive, samples, disable_pbar=True, seed=seed)
+    run_observed_step(PREVIEW, model, positive, latent, percent, seed, OBSERVER, observer)
     layer = observer.finest()
     weights = layer.total / max(1, layer.count)
     read = _put_together(weights, layer)
     mass = rearrange(weights.sum(dim=1), "(h w) -> h w", h=layer.grid[0])
-    return read, _enlarged(mass[None, ..., None].expand(-1, -1, -1, 3).clamp(0, 1)), _table(technique, mass)
+    return read, enlarge(mass[None, ..., None].expand(-1, -1, -1, 3).clamp(0, 1)), _table(technique, mass)
 
 
 def _put_together(weights: Tensor, layer: _Layer) -> Tensor:
@@ -116,13 +104,7 @@ def _put_together(weights: Tensor, layer: _Layer) -> Tensor:
         shown = rearrange(origin.application.pictures.thumbnails[origin.place], "h w c -> 1 c h w")
         pieces.append(rearrange(F.adaptive_avg_pool2d(shown, origin.grid), "1 c h w -> (h w) c"))
     picture = torch.cat(pieces)[weights.argmax(dim=1)]
-    return _enlarged(rearrange(picture, "(h w) c -> 1 h w c", h=layer.grid[0]))
-
-
-def _enlarged(picture: Tensor) -> Tensor:
-    """By a whole factor, so that places stay squares."""
-    factor = max(1, SIDE // max(picture.shape[1:3]))
-    return picture.repeat_interleave(factor, dim=1).repeat_interleave(factor, dim=2)
+    return enlarge(rearrange(picture, "(h w) c -> 1 h w c", h=layer.grid[0]))
 
 
 def _table(technique: ReadExemplars, mass: Tensor) -> str:

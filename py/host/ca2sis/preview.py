@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import colorsys
 from dataclasses import dataclass, field
 from typing import Any
 
-import comfy.sample
-import comfy.samplers
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ...ca2sis.codes import Style
 from .. import slots
 from ..grids import Grid
+from ..preview import distinct_colour, enlarge, run_observed_step
 from . import codes as ca2sis
 from .attention import NODE, OBSERVER, Application, ClassText
 from .codes import EncodedShape, LoadedCA2SIS
 
 PREVIEW = "Class Attention Preview"
-SIDE = 512  # pixels of the pictures' longer side
 BASE = (70, 70, 76)  # the colour of the base text
 
 
@@ -70,17 +66,8 @@ def of_model(model: Any, positive: Any, latent: dict, percent: float, seed: int)
     found = [t for t in slots.techniques(options) if isinstance(t, ClassText)]
     if not found:
         raise ValueError(f"{PREVIEW}: this MODEL tells no classes apart. Connect the MODEL that comes out of {NODE}.")
-    if not 0.0 <= percent <= 1.0:
-        raise ValueError(f"{PREVIEW}: percent is {percent}; it must be a number from 0 to 1.")
     observer = Observer(found[-1].application)
-    watched = model.clone()
-    watched.model_options["transformer_options"][OBSERVER] = observer
-    samples = comfy.sample.fix_empty_latent_channels(watched, latent["samples"][:1])
-    sigma = float(model.get_model_object("model_sampling").percent_to_sigma(min(max(percent, 0.001), 0.999)))
-    noise = comfy.sample.prepare_noise(samples, seed)
-    euler = comfy.samplers.sampler_object("euler")
-    sigmas = torch.tensor([sigma, 0.0])
-    comfy.sample.sample_custom(watched, noise, 1.0, euler, sigmas, positive, positive, samples, disable_pbar=True, seed=seed)
+    run_observed_step(PREVIEW, model, positive, latent, percent, seed, OBSERVER, observer)
     if not observer.seen:
         raise ValueError(f"{PREVIEW}: no layer acts at this moment. Choose a percent inside the range of {NODE}.")
     application = observer.application
@@ -112,16 +99,8 @@ def draw(shares: Tensor, names: list[str], colours: list[tuple[int, int, int]]) 
         lines.append(
             f"{name} #{bytes(colour).hex()}: {100 * float(shares[number].mean()):.1f} % of what is read, most in {100 * most:.1f} %"
         )
-    return _enlarged(coloured[None]), _enlarged(shares[..., None].expand(-1, -1, -1, 3)), "\n".join(lines)
-
-
-def _enlarged(pictures: Tensor) -> Tensor:
-    """By a whole factor, so that places stay squares."""
-    factor = max(1, SIDE // max(pictures.shape[1:3]))
-    return F.interpolate(pictures.movedim(-1, 1), scale_factor=factor, mode="nearest").movedim(1, -1).clamp(0, 1)
+    return enlarge(coloured[None]).clamp(0, 1), enlarge(shares[..., None].expand(-1, -1, -1, 3)).clamp(0, 1), "\n".join(lines)
 
 
 def _colours(count: int) -> list[tuple[int, int, int]]:
-    """Neighbours in the list are far apart on the colour wheel."""
-    rgb = (colorsys.hsv_to_rgb((n * 0.618034) % 1.0, 0.7, 0.95) for n in range(count))
-    return [(round(r * 255), round(g * 255), round(b * 255)) for r, g, b in rgb]
+    return [distinct_colour(number) for number in range(count)]

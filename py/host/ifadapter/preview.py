@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import colorsys
-
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from ...ifadapter.instances import Instance, Instances
+from ..preview import distinct_colour
 
 PAPER = (38, 40, 46)
 
@@ -32,7 +31,7 @@ def _drawn(paper: Image.Image, instances: Instances, frame: int) -> Image.Image:
     # Large boxes first, so that a small one on top of them stays readable.
     order = sorted(enumerate(instances), key=lambda item: -_area(item[1]))
     for number, instance in order:
-        colour = _colour(number)
+        colour = distinct_colour(number, saturation=0.65)
         veil = Image.new("RGBA", paper.size, (0, 0, 0, 0))
         corners = _corners(instance, w, h)
         if instance.mask is None:
@@ -45,7 +44,14 @@ def _drawn(paper: Image.Image, instances: Instances, frame: int) -> Image.Image:
         ImageDraw.Draw(paper).rectangle(corners, outline=colour, width=max(1, size // 8))
     for number, instance in order:
         left, top, right, _ = _corners(instance, w, h)
-        _label(ImageDraw.Draw(paper), (left, top), f"{number + 1} {instance.phrase}", font, right - left, _colour(number))
+        _label(
+            ImageDraw.Draw(paper),
+            (left, top),
+            f"{number + 1} {instance.phrase}",
+            font,
+            right - left,
+            distinct_colour(number, saturation=0.65),
+        )
     return paper
 
 
@@ -79,9 +85,3 @@ def _corners(instance: Instance, w: int, h: int) -> tuple[int, int, int, int]:
 def _area(instance: Instance) -> float:
     x0, y0, x1, y1 = instance.box
     return (x1 - x0) * (y1 - y0)
-
-
-def _colour(number: int) -> tuple[int, int, int]:
-    """Neighbours in the list are far apart on the colour wheel."""
-    r, g, b = colorsys.hsv_to_rgb((number * 0.618034) % 1.0, 0.65, 0.95)
-    return round(r * 255), round(g * 255), round(b * 255)
