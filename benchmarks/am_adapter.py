@@ -16,13 +16,13 @@ from einops import rearrange
 from pack.benchmarks.measure import STATM, at_most, peak_growth, seconds
 from pack.lab.evaluate import transfer
 from pack.lab.evaluate.am_adapter import map_of
+from pack.lab.evaluate.playground import as_images
 from pack.lab.evaluate.setup import STEPS, Studio
 from pack.py.am_adapter.agreement import agreement
 from pack.py.am_adapter.attention import Exemplar, Settings, augmented_attention, match, matching_grid
 from pack.py.am_adapter.model import Encoder, Matcher
 from pack.py.host.am_adapter import apply as am_adapter
 from pack.py.host.am_adapter import cache as am_adapter_cache
-from pack.py.playground.evaluation import as_images
 
 HEADS = 8
 MOST_TIME, MOST_MEMORY, MOST_RUN = 0.5, 0.1, 1.4

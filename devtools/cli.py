@@ -82,7 +82,7 @@ def _parser() -> argparse.ArgumentParser:
         "arguments",
         nargs=argparse.REMAINDER,
         metavar="STAGE",
-        help="only these: autoencoder base judge image_encoder controlnext matcher ifadapter subject ca2sis paint_by_example",
+        help="only these: autoencoder base detector image_encoder controlnext matcher ifadapter subject ca2sis paint_by_example",
     )
     evaluate = command("evaluate", _playground_evaluate, "measure what the playground's models and the techniques do", playground)
     evaluate.add_argument("--quick", action="store_true", help="fewer samples")
@@ -201,7 +201,7 @@ def _train(options: argparse.Namespace) -> int:
     arguments = ["--config", str(Path(options.config).resolve())]
     return testing.inside(
         *_ready(options, dev=True),
-        f"lab.train.{options.technique}",
+        f"lab.trainers.{options.technique}",
         arguments,
         launcher=["-m", "accelerate.commands.launch", *several],
     )

@@ -10,8 +10,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import conftest  # noqa: F401  puts the pack on the path
 import torch
-from pack.lab.train.common.diffusion import diffusion_loss
-from pack.lab.train.common.loop import Schedule, fit
+from pack.lab.training.diffusion import diffusion_loss
+from pack.lab.training.loop import Schedule, fit
 from pack.py.ifadapter.model import Config, IFAdapter, Layer
 from pack.py.ifadapter.training import Batch, Prepared, drops
 

@@ -11,13 +11,13 @@ from torch import Tensor
 from ...py.host import folders
 from ...py.host.am_adapter import apply as am_adapter
 from ...py.host.am_adapter import controlnext as am_adapter_controlnext
-from ...py.playground.evaluation import as_images
 from ...py.playground.scene import Scene
 from ...py.semantic.palettes import named_palette
 from ...py.semantic.retrieval import rank, summarise
 from ...py.semantic.semantic_map import SemanticMap
 from ..playground.recipes.am_adapter import BARE
 from . import transfer
+from .playground import as_images
 from .setup import Studio, records
 
 NEEDS = ["am_adapter/playground_controlnext", "am_adapter/playground_controlnext_unet", "am_adapter/playground_matcher"]
@@ -70,4 +70,4 @@ def figures(quick: bool) -> Iterator[dict]:
         transfer.CLASS: way(studio, control, "class_bias"),
         transfer.MATCHER: way(studio, control, "matcher", adapter, **MATCHER_SETTINGS),
     }
-    yield from records(transfer.transfer_figures(studio.judge, ways, retrieved, 3 if quick else 100), quick)
+    yield from records(transfer.transfer_figures(studio.detector, ways, retrieved, 3 if quick else 100), quick)

@@ -86,9 +86,9 @@ def figures(quick: bool) -> Iterator[dict]:
     folders.register()
     share, studio, faces = 10 if quick else 1, Studio(), FaceStudio()
     found = [
-        face_edits.face_figures(studio.judge, faces.redraw, faces.restyle, faces.reshape, 200 // share),
+        face_edits.face_figures(studio.detector, faces.redraw, faces.restyle, faces.reshape, 200 // share),
         face_edits.attention_figures(
-            studio.judge,
+            studio.detector,
             by_classes(studio),
             lambda scenes, seeds: studio.paint([_joined(scene) for scene in scenes], seeds),
             100 // share,

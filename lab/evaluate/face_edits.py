@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from ...py.playground import world
-from ...py.playground.evaluation import Figure
-from ...py.playground.judge import Judge, as_batch, find_outlined, look, shows
+from ...py.playground.detector import SceneDetector, as_batch, find_outlined, look, shows
 from ...py.playground.scene import Scene
 from ...py.playground.scenes import HELD_OUT, draw_scene
 from ..playground.faces import BACKDROP, CLASSES, Trio, draw_trio, mean_colours, reshaped
+from .playground import Figure
 
 Redraw = Callable[[Tensor, Tensor], Tensor]  # pictures, maps -> pictures
 Restyle = Callable[[Tensor, Tensor, Tensor, Tensor, int], Tensor]  # pictures, maps, donors, their maps, class -> pictures
@@ -22,11 +22,13 @@ Reshape = Callable[[Tensor, Tensor, Tensor, int], Tensor]  # pictures, maps, don
 PaintMaps = Callable[[Sequence[Scene], Sequence[int]], Tensor]
 
 LEAST_PIXELS = 30  # of a class that is judged
-VISIBLE = 0.75  # IoU on drawn faces from which on the judge can be asked about a class; brows and noses are too small for it
+VISIBLE = 0.75  # IoU on drawn faces from which on the detector can be asked about a class; brows and noses are too small for it
 _WORLD = torch.tensor([world.LABEL[name] for name in CLASSES])
 
 
-def face_figures(judge: Judge, redraw: Redraw, restyle: Restyle, reshape: Reshape, count: int = 200) -> Iterator[Figure]:
+def face_figures(
+    detector: SceneDetector, redraw: Redraw, restyle: Restyle, reshape: Reshape, count: int = 200
+) -> Iterator[Figure]:
     """Reconstruction, style exchange and shape exchange of `count` held-out faces."""
     trios = [draw_trio(HELD_OUT + number) for number in range(count)]
     own, donor = (as_batch(np.stack([getattr(t, name) for t in trios])) for name in ("own", "donor"))
@@ -36,25 +38,25 @@ def face_figures(judge: Judge, redraw: Redraw, restyle: Restyle, reshape: Reshap
     moved, stayed = _style_movement(own, donor, labels, donor_labels, redraw, restyle)
     yield Figure("style exchange: the class's colour goes this far to the donor's", moved, "%", 0.8)
     yield Figure("style exchange: other classes' colours move, of the same distance", stayed, "%", at_most=0.1)
-    drawn = _confusion(_judged(judge, own), labels, torch.ones_like(labels, dtype=torch.bool))
+    drawn = _confusion(_detected(detector, own), labels, torch.ones_like(labels, dtype=torch.bool))
     visible = [number for number, share in enumerate(_iou(drawn).tolist()) if share >= VISIBLE]
-    agreed = _iou(_shape_confusion(judge, own, labels, donor_labels, reshape, visible))[visible].mean()
-    name = f"the {len(visible)} classes that the judge sees in drawn faces"
-    yield Figure(f"shape exchange: judge and edited map agree, mean IoU of {name}", float(agreed), "%", 0.85)
+    agreed = _iou(_shape_confusion(detector, own, labels, donor_labels, reshape, visible))[visible].mean()
+    name = f"the {len(visible)} classes that the detector sees in drawn faces"
+    yield Figure(f"shape exchange: detector and edited map agree, mean IoU of {name}", float(agreed), "%", 0.85)
     yield Figure("the same agreement on the drawn faces themselves", float(_iou(drawn)[visible].mean()), "%")
 
 
-def attention_figures(judge: Judge, adaptive: PaintMaps, joined: PaintMaps, count: int = 100) -> Iterator[Figure]:
+def attention_figures(detector: SceneDetector, adaptive: PaintMaps, joined: PaintMaps, count: int = 100) -> Iterator[Figure]:
     """Right class and colour for each region of held-out maps: class-adaptive attention, and the same phrases in one prompt."""
     scenes = [draw_scene("objects", HELD_OUT + 60_000 + k, count=2 + k % 2) for k in range(count)]
     seeds = list(range(count))
     yield Figure(
         f"class-adaptive attention, {count} held-out maps: class and colour right per region",
-        regions_right(judge, adaptive(scenes, seeds), scenes),
+        regions_right(detector, adaptive(scenes, seeds), scenes),
         "%",
         0.75,
     )
-    yield Figure("the same phrases in one prompt", regions_right(judge, joined(scenes, seeds), scenes), "%")
+    yield Figure("the same phrases in one prompt", regions_right(detector, joined(scenes, seeds), scenes), "%")
 
 
 def phrases_of(scene: Scene) -> dict[str, str]:
@@ -66,15 +68,15 @@ def phrases_of(scene: Scene) -> dict[str, str]:
     return {**phrases, "backdrop": f"{world.article(scene.attributes['backdrop'])} background"}
 
 
-def regions_right(judge: Judge, images: Tensor, scenes: Sequence[Scene]) -> float:
+def regions_right(detector: SceneDetector, images: Tensor, scenes: Sequence[Scene]) -> float:
     """The share of instances whose own pixels belong, more than half of them, to one thing of the right class and colour.
 
-    A thing is named by its whole outline: pixels in the middle of a star look like those of a ball, so that pixel by pixel the judge
+    A thing is named by its whole outline: pixels in the middle of a star look like those of a ball, so that pixel by pixel the detector
     names only half of the instances even in drawn pictures. The backdrop has a phrase but no outline, and does not count; it is easy.
     """
     right = []
-    for image, seen, scene in zip(images, _looks(judge, images), scenes):
-        things = find_outlined(judge, image, seen)
+    for image, seen, scene in zip(images, _looks(detector, images), scenes):
+        things = find_outlined(detector, image, seen)
         for number, instance in enumerate(scene.instances, start=1):
             here = scene.instance_map[::2, ::2] == number
             if here.sum() < LEAST_PIXELS:
@@ -116,7 +118,7 @@ def _style_movement(own, donor, labels, donor_labels, redraw: Redraw, restyle: R
     return float(np.mean(moved)), float(np.mean(stayed))
 
 
-def _shape_confusion(judge: Judge, own, labels, donor_labels, reshape: Reshape, visible: Sequence[int]) -> Tensor:
+def _shape_confusion(detector: SceneDetector, own, labels, donor_labels, reshape: Reshape, visible: Sequence[int]) -> Tensor:
     """Of pictures in which one visible class has the donor's shape; each face is edited in one class, the classes take turns."""
     found, edited = torch.zeros(len(CLASSES), len(CLASSES)), [number for number in visible if number != BACKDROP]
     for turn, number in enumerate(edited):
@@ -124,7 +126,7 @@ def _shape_confusion(judge: Judge, own, labels, donor_labels, reshape: Reshape, 
         if len(rows):
             pictures = reshape(own[rows], labels[rows], donor_labels[rows], number)
             wanted, known, _ = reshaped(labels[rows], donor_labels[rows], torch.full((len(rows),), number))
-            found += _confusion(_judged(judge, pictures), wanted, known)
+            found += _confusion(_detected(detector, pictures), wanted, known)
     return found
 
 
@@ -133,21 +135,21 @@ def _rows_with(labels: Tensor, donor_labels: Tensor, number: int) -> Tensor:
     return (enough[0] & enough[1]).nonzero().flatten()
 
 
-def _looks(judge: Judge, images: Tensor) -> Iterator[dict[str, Tensor]]:
+def _looks(detector: SceneDetector, images: Tensor) -> Iterator[dict[str, Tensor]]:
     for batch in images.split(32):
-        yield from look(judge, batch)
+        yield from look(detector, batch)
 
 
-def _judged(judge: Judge, images: Tensor) -> Iterator[Tensor]:
-    """The class of CLASSES that the judge sees in each pixel, [h/2, w/2]; what is none of them counts as backdrop."""
+def _detected(detector: SceneDetector, images: Tensor) -> Iterator[Tensor]:
+    """The class of CLASSES that the detector sees in each pixel, [h/2, w/2]; what is none of them counts as backdrop."""
     table = torch.full((len(world.CLASS_NAMES),), BACKDROP)
     table[_WORLD] = torch.arange(len(CLASSES))
-    for seen in _looks(judge, images):
+    for seen in _looks(detector, images):
         yield table[seen["labels"].argmax(dim=0).cpu()]
 
 
 def _confusion(seen: Iterator[Tensor], wanted: Tensor, known: Tensor) -> Tensor:
-    """Pixels of each class of the maps [k] that the judge sees as each class [k], on its grid, of all pictures together."""
+    """Pixels of each class of the maps [k] that the detector sees as each class [k], on its grid, of all pictures together."""
     count, found = len(CLASSES), torch.zeros(len(CLASSES), len(CLASSES))
     for look_, want, ask in zip(seen, wanted[:, ::2, ::2], known[:, ::2, ::2]):
         found += torch.bincount((want * count + look_)[ask], minlength=count * count).view(count, count)

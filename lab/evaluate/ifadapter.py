@@ -11,15 +11,15 @@ from ...py.host import playground
 from ...py.host.ifadapter import apply as ifadapter
 from ...py.host.ifadapter import trained as ifadapter_trained
 from ...py.ifadapter.instances import Instance, Instances
-from ...py.playground import evaluation
 from ...py.playground.scene import Scene
+from . import playground as measures
 from .instances import playground_embedders
 from .setup import Studio, records
 
 NEEDS = ["ifadapter/playground_ifadapter"]
 
 
-def _paint_layouts(studio: Studio, adapter: ifadapter_trained.Adapter | None = None) -> evaluation.PaintLayout:
+def _paint_layouts(studio: Studio, adapter: ifadapter_trained.Adapter | None = None) -> measures.PaintLayout:
     """Pictures of layouts with an adapter or with the weight-free method, as the node applies them."""
 
     def paint(scenes: Sequence[Scene], seeds: Sequence[int]) -> Tensor:
@@ -33,7 +33,7 @@ def _paint_layouts(studio: Studio, adapter: ifadapter_trained.Adapter | None = N
     return paint
 
 
-def _trained(studio: Studio) -> dict[str, evaluation.PaintLayout]:
+def _trained(studio: Studio) -> dict[str, measures.PaintLayout]:
     """The shipped adapter and, as in the paper's ablation, the same without a kind of token (left out when sampling, not in training)."""
     adapter = ifadapter_trained.read(playground.IFADAPTER)
     appearance = adapter.config.appearance_tokens
@@ -57,8 +57,8 @@ def figures(quick: bool) -> Iterator[dict]:
     """Instance success and distance to drawn scenes: trained, weight-free, text alone. `quick` takes a tenth, and no ablations."""
     studio = Studio()
     pictures, _ = playground_embedders()
-    found = evaluation.layout_figures(
-        studio.judge,
+    found = measures.layout_figures(
+        studio.detector,
         _paint_layouts(studio),
         studio.paint_captions,
         dict(list(_trained(studio).items())[: 1 if quick else None]),

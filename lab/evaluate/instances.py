@@ -22,8 +22,8 @@ from ...py.evaluation.features import clip_score
 from ...py.evaluation.table import table
 from ...py.host import playground
 from ...py.host.evaluation.instances import PLAYGROUND, Score, judge_named
-from ..train.common.files import PICTURES
-from ..train.common.layout_data import Entry, entries
+from ..training.files import PICTURES
+from ..training.layout_data import Entry, entries
 
 log = logging.getLogger("exemplary")
 

@@ -13,10 +13,10 @@ from ...py.host import folders
 from ...py.host.paint_by_example import loader as paint_by_example
 from ...py.host.paint_by_example import prepare as paint_by_example_stitch
 from ...py.imaging.crop import grown
-from ...py.playground.evaluation import Figure
-from ..train.paint_by_example import FILE
+from ..trainers.paint_by_example import FILE
 from . import placing
 from .placing import Placing
+from .playground import Figure
 from .setup import SAMPLER, SCHEDULER, STEPS, Studio, records
 
 NEEDS = ["paint_by_example/playground_paint_by_example"]
@@ -55,7 +55,7 @@ class Placer:
 
 def figures(quick: bool) -> Iterator[dict]:
     """Every figure of Paint by Example. `quick` takes a tenth of the placings, too few for the bounds, which are then left away."""
-    placer, judge = Placer(), Studio().judge
+    placer, detector = Placer(), Studio().detector
     touched: list[float] = []
 
     def place(placings: Sequence[Placing], seeds: Sequence[int]) -> Tensor:
@@ -67,7 +67,7 @@ def figures(quick: bool) -> Iterator[dict]:
             pictures.append(picture)
         return torch.cat(pictures).movedim(-1, 1).clamp(0, 1)
 
-    found = placing.placing_figures(judge, place, 10 if quick else 100)
+    found = placing.placing_figures(detector, place, 10 if quick else 100)
     found.append(
         Figure(
             "Paint by Example: pictures of which nothing changed outside of the grown hole",

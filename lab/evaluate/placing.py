@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...py.playground.evaluation import Figure, judge_objects
-from ...py.playground.judge import Found, Judge
+from ...py.playground.detector import Found, SceneDetector
 from ...py.playground.scene import Box, Instance, Scene
 from ...py.playground.scenes import HELD_OUT, draw_scene
+from .playground import Figure, detect_objects
 
 #: Makes one picture a placing: (placings, seeds) -> [b, 3, h, w] in 0..1, of the size of the sources.
 Place = Callable[[Sequence["Placing"], Sequence[int]], Tensor]
@@ -91,11 +91,11 @@ def seam(picture: Tensor, hole: Tensor) -> float:
     return float(torch.cat(steps).mean())
 
 
-def placing_figures(judge: Judge, place: Place, count: int = 100) -> list[Figure]:
+def placing_figures(detector: SceneDetector, place: Place, count: int = 100) -> list[Figure]:
     """Is the thing there, are its colour and the seams right, is everything else untouched?"""
     placings = held_out_placings(count)
     pictures = place(placings, list(range(count)))
-    found = judge_objects(judge, pictures)
+    found = detect_objects(detector, pictures)
     right = sum(stands_inside(f, p) for f, p in zip(found, placings)) / count
     seams = [
         sum(seam(picture, p.hole) for picture, p in zip(which, placings))

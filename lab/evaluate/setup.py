@@ -9,10 +9,11 @@ from einops import rearrange
 from torch import Tensor
 
 from ...py.host import playground
-from ...py.playground import evaluation
-from ...py.playground.evaluation import Figure
+from ...py.playground.detector import load_detector
 from ...py.playground.scene import Scene
+from . import playground as measures
 from . import sampling
+from .playground import Figure
 
 STEPS, CFG, SAMPLER, SCHEDULER = 20, 4.5, "dpmpp_2m", "karras"
 
@@ -22,7 +23,7 @@ class Studio:
 
     def __init__(self) -> None:
         self.model, self.clip, self.vae = playground.load_model(), playground.load_clip(), playground.load_vae()
-        self.judge = evaluation.load_judge(playground.read_weights("judge"))
+        self.detector = load_detector(playground.read_weights("judge"))
 
     def encode(self, text: str) -> list:
         """A CONDITIONING of a prompt, as CLIPTextEncode makes it."""
@@ -58,8 +59,8 @@ def records(found: Iterable[Figure], quick: bool) -> Iterator[dict]:
 
 
 def figures(quick: bool) -> Iterator[dict]:
-    """The figures of the VAE, of the judge, and of what the base model makes of prompts. `quick` takes a fifth of the pictures."""
+    """The figures of the VAE, of the detector, and of what the base model makes of prompts. `quick` takes a fifth of the pictures."""
     studio, share = Studio(), 5 if quick else 1
-    yield from records(evaluation.autoencoder_figures(studio.round_trip, 80 // share), quick)
-    yield from records(evaluation.judge_figures(studio.judge, 100 // share), quick)
-    yield from records(evaluation.text_figures(studio.judge, studio.paint, 200 // share), quick)
+    yield from records(measures.autoencoder_figures(studio.round_trip, 80 // share), quick)
+    yield from records(measures.detector_figures(studio.detector, 100 // share), quick)
+    yield from records(measures.text_figures(studio.detector, studio.paint, 200 // share), quick)

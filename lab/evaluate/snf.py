@@ -12,9 +12,9 @@ from ...py.host import folders
 from ...py.host.snf import guider as snf
 from ...py.host.snf import sampler as snf_sampling
 from ...py.host.snf import subjects
-from ...py.playground import evaluation
 from ...py.playground.subjects import Pairing
 from ...py.snf.schedule import Stages
+from . import playground as measures
 from .setup import CFG, SAMPLER, SCHEDULER, STEPS, Studio, records
 
 NEEDS = ["face_diffuser/playground_subject"]
@@ -62,7 +62,7 @@ def figures(quick: bool) -> Iterator[dict]:
     folders.register()
     studio = Studio()
     persons = SubjectStudio(studio)
-    found = evaluation.subject_figures(
-        studio.judge, persons.fused, persons.subject_alone, persons.scene_alone, 5 if quick else 100
+    found = measures.subject_figures(
+        studio.detector, persons.fused, persons.subject_alone, persons.scene_alone, 5 if quick else 100
     )
     yield from records(found, quick)

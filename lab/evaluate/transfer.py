@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...py.playground.evaluation import Figure, as_images, held_out
-from ...py.playground.judge import Judge, look
+from ...py.playground.detector import SceneDetector, look
 from ...py.playground.scene import Scene
+from .playground import Figure, as_images, held_out
 
 #: Paints targets in the look of exemplars: (exemplars, targets, seeds) -> [b, 3, h, w] in 0..1.
 PaintPairs = Callable[[Sequence[Scene], Sequence[Scene], Sequence[int]], Tensor]
@@ -30,10 +30,10 @@ def pairs(count: int) -> tuple[list[Scene], list[Scene]]:
     return held_out("street", count, first=70_000), held_out("street", count, first=80_000)
 
 
-def map_agreement(judge: Judge, images: Tensor, targets: Sequence[Scene]) -> float:
-    """mIoU of what the judge sees with the maps, over the classes of each map, averaged over pictures."""
+def map_agreement(detector: SceneDetector, images: Tensor, targets: Sequence[Scene]) -> float:
+    """mIoU of what the detector sees with the maps, over the classes of each map, averaged over pictures."""
     scores = []
-    for seen, scene in zip((s for batch in images.split(32) for s in look(judge, batch)), targets):
+    for seen, scene in zip((s for batch in images.split(32) for s in look(detector, batch)), targets):
         found, wanted = seen["labels"].argmax(dim=0), torch.from_numpy(scene.labels[::2, ::2].astype(np.int64))
         each = []
         for label in _large(wanted):
@@ -72,7 +72,7 @@ def _large(labels: Tensor) -> list[int]:
     return (counts >= LEAST_SHARE * labels.numel()).nonzero().flatten().tolist()
 
 
-def transfer_figures(judge: Judge, ways: dict[str, PaintPairs], choose: Choose, count: int = 100) -> list[Figure]:
+def transfer_figures(detector: SceneDetector, ways: dict[str, PaintPairs], choose: Choose, count: int = 100) -> list[Figure]:
     """Map agreement and colour distance of each way to paint; the bounds between them where the ways are there.
 
     `choose` takes its pick among all exemplars of the pairs, against the one that a target has been given by lot.
@@ -81,10 +81,10 @@ def transfer_figures(judge: Judge, ways: dict[str, PaintPairs], choose: Choose, 
     agreement, distance = {}, {}
     for name, paint in ways.items():
         images = paint(exemplars, targets, list(range(count)))
-        agreement[name] = map_agreement(judge, images, targets)
+        agreement[name] = map_agreement(detector, images, targets)
         distance[name] = colour_distance(images, exemplars, targets)
     what = f"AM-Adapter, {count} held-out pairs"
-    drawn = map_agreement(judge, as_images(targets), targets)
+    drawn = map_agreement(detector, as_images(targets), targets)
     figures = [Figure(f"{what}: mIoU of the drawn targets themselves", drawn, "%")]
     figures += [Figure(f"{what}: mIoU, {name}", value, "%") for name, value in agreement.items()]
     figures += [Figure(f"{what}: colour distance, {name}", value, "dE") for name, value in distance.items()]
@@ -100,6 +100,6 @@ def transfer_figures(judge: Judge, ways: dict[str, PaintPairs], choose: Choose, 
     ratio = colour_distance(images, chosen, targets) / distance[best]
     return [
         *figures,
-        Figure(f"{what}: mIoU, {best} with the retrieved exemplar", map_agreement(judge, images, targets), "%"),
+        Figure(f"{what}: mIoU, {best} with the retrieved exemplar", map_agreement(detector, images, targets), "%"),
         Figure(f"{what}: colour distance, retrieved exemplar against a random one", ratio, "times", at_most=1.0),
     ]

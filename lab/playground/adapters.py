@@ -17,9 +17,9 @@ from ...py.host.ifadapter import text as ifadapter_text
 from ...py.ifadapter import checkpoint as ifadapter_checkpoint
 from ...py.ifadapter.model import IFAdapter
 from ...py.snf import checkpoint as snf_checkpoint
-from ..train import am_adapter as am_adapter_training
-from ..train import ifadapter as ifadapter_training
-from ..train import paint_by_example as paint_by_example_training
+from ..trainers import am_adapter as am_adapter_training
+from ..trainers import ifadapter as ifadapter_training
+from ..trainers import paint_by_example as paint_by_example_training
 from . import subject as subject_training
 from .export import INITIAL_SEED, finished, finished_base, finished_encoder, ship
 from .faces import CLASSES as FACE_CLASSES

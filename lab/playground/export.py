@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ...py.host import playground
-from ..train.common.loop import emulates_bf16
+from ..training.loop import emulates_bf16
 
 log = logging.getLogger("exemplary")
 

@@ -10,10 +10,10 @@ import torch
 from torch import nn
 
 from ...py.host import playground
-from ...py.playground.judge import Judge
+from ...py.playground.detector import SceneDetector
 from .adapters import STAGES
 from .export import INITIAL_SEED, encode_with, ship
-from .recipes import autoencoder, base, image_encoder, judge
+from .recipes import autoencoder, base, detector, image_encoder
 
 log = logging.getLogger("exemplary")
 
@@ -47,12 +47,12 @@ def train_base(folder: Path) -> None:
     ship("text_encoder", text.state_dict(), steps=base.SCHEDULE.steps)
 
 
-def train_judge(folder: Path) -> None:
-    """The judge, on drawn scenes alone."""
+def train_detector(folder: Path) -> None:
+    """The detector, on drawn scenes alone."""
     torch.manual_seed(INITIAL_SEED)
-    model = Judge()
-    judge.train(model, folder)
-    ship("judge", model.state_dict(), steps=judge.SCHEDULE.steps)
+    model = SceneDetector()
+    detector.train(model, folder)
+    ship("judge", model.state_dict(), steps=detector.SCHEDULE.steps)
 
 
 def train_image_encoder(folder: Path) -> None:
@@ -79,7 +79,7 @@ def main(arguments: list[str]) -> int:
     runs = {
         "autoencoder": train_autoencoder,
         "base": train_base,
-        "judge": train_judge,
+        "detector": train_detector,
         "image_encoder": train_image_encoder,
         **STAGES,
     }

@@ -10,7 +10,7 @@ import comfy.sample
 import pytest
 import tiny
 import torch
-from pack.lab.train import am_adapter as am_adapter_training
+from pack.lab.trainers import am_adapter as am_adapter_training
 from pack.nodes import am_adapter as nodes
 from pack.py.am_adapter.agreement import CORRECTED
 from pack.py.am_adapter.checkpoint import matcher_metadata

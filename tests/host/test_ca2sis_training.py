@@ -9,8 +9,8 @@ import tarfile
 import numpy as np
 import pytest
 import torch
-from pack.lab.train import ca2sis as ca2sis_training
-from pack.lab.train.common import map_data
+from pack.lab.trainers import ca2sis as ca2sis_training
+from pack.lab.training import map_data
 from pack.py.ca2sis import checkpoint
 from pack.py.ca2sis.training import Vgg19
 from PIL import Image

@@ -8,8 +8,8 @@ import json
 import pytest
 import tiny
 import torch
-from pack.lab.train import frozen_base
-from pack.lab.train import ifadapter as ifadapter_training
+from pack.lab.trainers import ifadapter as ifadapter_training
+from pack.lab.training import frozen_base
 from pack.py.host import hooks, playground
 from pack.py.ifadapter import checkpoint
 from pack.py.ifadapter.training import Batch, Prepared

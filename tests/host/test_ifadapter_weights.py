@@ -8,7 +8,7 @@ import foreign
 import pytest
 import tiny
 import torch
-from pack.lab.train import ifadapter as ifadapter_training
+from pack.lab.trainers import ifadapter as ifadapter_training
 from pack.nodes import ifadapter as nodes
 from pack.py.host import folders, hooks, networks
 from pack.py.host.ifadapter import apply as ifadapter

@@ -6,10 +6,10 @@ import json
 
 import pytest
 import torch
+from pack.lab.evaluate import playground as evaluation
 from pack.nodes.evaluation import ExemplaryInstanceSuccess
 from pack.py.host.evaluation import instances as instance_evaluation
 from pack.py.ifadapter.instances import Instance, Instances
-from pack.py.playground import evaluation
 from PIL import Image
 
 

@@ -11,8 +11,8 @@ import folder_paths
 import pytest
 import torch
 from pack.lab.playground.recipes import paint_by_example as recipe
-from pack.lab.train import paint_by_example as paint_by_example_training
-from pack.lab.train.common.loop import Schedule
+from pack.lab.trainers import paint_by_example as paint_by_example_training
+from pack.lab.training.loop import Schedule
 from pack.nodes import evaluation as evaluation_nodes
 from pack.nodes import paint_by_example as nodes
 from pack.py.host import folders, playground

@@ -7,11 +7,12 @@ import logging
 import comfy.sample
 import pytest
 import torch
+from pack.lab.evaluate import playground as evaluation
 from pack.lab.evaluate.setup import Studio
 from pack.lab.playground.recipes.image_encoder import normalise
 from pack.nodes.playground import ExemplaryPlaygroundModels, ExemplaryPlaygroundScene
 from pack.py.host import playground
-from pack.py.playground import evaluation, vocabulary
+from pack.py.playground import vocabulary
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +108,7 @@ def test_two_runs_of_one_prompt_are_the_same_picture(studio):
 def test_the_prompt_is_obeyed(studio):
     """A small sample of what `dev.py playground evaluate` measures in full: class and colour of one object."""
     scenes = evaluation.held_out("objects", 8, first=50_000, count=1)
-    found = evaluation.judge_objects(studio.judge, studio.paint([s.caption for s in scenes], list(range(8))))
+    found = evaluation.detect_objects(studio.detector, studio.paint([s.caption for s in scenes], list(range(8))))
     right = sum(evaluation.shows(f, s.instances[0].name, s.instances[0].attributes["colour"]) for f, s in zip(found, scenes))
     assert right >= 6
 

@@ -18,9 +18,9 @@ import numpy as np
 import pytest
 import torch
 from pack.lab.playground.recipes import subject
-from pack.lab.train import snf as snf_training
-from pack.lab.train.common import persons_data
-from pack.lab.train.frozen_base import FrozenBase
+from pack.lab.trainers import snf as snf_training
+from pack.lab.training import persons_data
+from pack.lab.training.frozen_base import FrozenBase
 from pack.nodes import snf as nodes
 from pack.py.host import folders, playground
 from pack.py.host.snf import subjects

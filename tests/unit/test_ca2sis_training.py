@@ -6,7 +6,7 @@ import pytest
 import torch
 from pack.lab.playground import faces
 from pack.lab.playground.recipes import ca2sis as recipe
-from pack.lab.train.common.loop import Schedule, fit
+from pack.lab.training.loop import Schedule, fit
 from pack.py.ca2sis import codes, training
 from pack.py.ca2sis.model import Config, Generator
 from pack.py.ca2sis.training import Discriminator, Weights

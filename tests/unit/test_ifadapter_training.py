@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from pack.lab.train.common.diffusion import diffusion_loss
+from pack.lab.training.diffusion import diffusion_loss
 from pack.py.ifadapter.attention import Places, inject, prepare
 from pack.py.ifadapter.model import Config, IFAdapter, Layer
 from pack.py.ifadapter.training import Batch, Prepared, drops

@@ -8,7 +8,7 @@ import tarfile
 
 import numpy as np
 import pytest
-from pack.lab.train.common.layout_data import entries, example
+from pack.lab.training.layout_data import entries, example
 from PIL import Image
 
 

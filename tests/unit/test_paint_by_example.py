@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from pack.lab.train.common.augmentation import Augmentation
+from pack.lab.training.augmentation import Augmentation
 from pack.py.paint_by_example import checkpoint, exemplar, training
 from pack.py.paint_by_example import context as attention
 from pack.py.paint_by_example.model import Config, ExemplarMapper

@@ -9,8 +9,8 @@ import tarfile
 import numpy as np
 import pytest
 import torch
-from pack.lab.train.common.augmentation import Augmentation
-from pack.lab.train.common.persons_data import MARKER, entries, example
+from pack.lab.training.augmentation import Augmentation
+from pack.lab.training.persons_data import MARKER, entries, example
 from PIL import Image
 
 CAPTION = f"a man {MARKER} and a woman {MARKER} at home"

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 from pack.lab.evaluate import transfer
-from pack.py.playground.evaluation import as_images
-from pack.py.playground.judge import Judge
+from pack.lab.evaluate.playground import as_images
+from pack.py.playground.detector import SceneDetector
 
 
 @pytest.mark.parametrize(
@@ -31,7 +31,7 @@ def test_a_picture_has_no_distance_to_itself_and_some_to_another():
 
 def test_bounds_are_between_the_ways_that_are_there():
     exemplar_look = {name: lambda e, t, s: as_images(t) for name in (transfer.ALONE, transfer.CONCAT, transfer.CLASS)}
-    found = transfer.transfer_figures(Judge().eval(), exemplar_look, lambda exemplars, targets: targets, 2)
+    found = transfer.transfer_figures(SceneDetector().eval(), exemplar_look, lambda exemplars, targets: targets, 2)
     figures = {f.name.split(": ")[1]: f for f in found}
     assert figures["mIoU lost, class_bias against ControlNeXt alone"].value == 0
     assert figures["colour distance, class_bias against concat_only"].record()["ok"]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from pack.lab.train.common.loop import Schedule, fit, generator_for
+from pack.lab.training.loop import Schedule, fit, generator_for
 
 pytest.importorskip("accelerate", reason="training needs accelerate (requirements-dev.txt)")
 

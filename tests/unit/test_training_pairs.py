@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from pack.lab.train.common.pairs import find_pairs
+from pack.lab.training.pairs import find_pairs
 from PIL import Image
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
-from pack.lab.train.common.recipe import FromFile, command
+from pack.lab.training.recipe import FromFile, command
 
 
 @dataclass(frozen=True)

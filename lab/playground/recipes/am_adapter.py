@@ -19,7 +19,7 @@ from ....py.am_adapter.model import ControlNeXtLayout, MatcherLayout
 from ....py.am_adapter.training import second_view
 from ....py.playground import world
 from ....py.playground.vocabulary import encode_padded
-from ...train.common.loop import Schedule, fit
+from ...training.loop import Schedule, fit
 from ..dataset import draw_many, pictures
 from .base import Encode, alphas_cumprod, diffusion_loss
 

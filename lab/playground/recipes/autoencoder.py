@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...train.common.loop import Schedule, fit
+from ...training.loop import Schedule, fit
 from ..dataset import draw_many, pictures, training_keys
 
 SCENES = 6000

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ....py.playground.vocabulary import encode_padded
-from ...train.common.loop import Schedule, fit
+from ...training.loop import Schedule, fit
 from ..dataset import draw_many, in_chunks, pictures, training_keys
 
 SCENES = 16_000

@@ -22,7 +22,7 @@ from ....py.ca2sis.codes import one_hot, present_classes
 from ....py.ca2sis.model import Config, Generator
 from ....py.ca2sis.training import begin_, draw_watched, noise_loss
 from ....py.playground.scenes import SIDE
-from ...train.common.loop import Schedule, fit
+from ...training.loop import Schedule, fit
 from ..dataset import in_parallel
 from ..faces import CLASSES, draw_trio, mean_colours, reshaped, restyled
 

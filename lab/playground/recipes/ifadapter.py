@@ -17,7 +17,7 @@ from ....py.ifadapter.model import IFAdapter
 from ....py.ifadapter.training import Batch, Prepared, drops
 from ....py.playground.scene import Instance, Scene
 from ....py.playground.vocabulary import encode_padded
-from ...train.common.loop import Schedule, fit
+from ...training.loop import Schedule, fit
 from ..dataset import draw_many, pictures
 from .base import Encode, alphas_cumprod, diffusion_loss
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ....py.playground import world
 from ....py.playground.scene import Instance, Scene
 from ....py.playground.vocabulary import encode_padded
-from ...train.common.loop import Schedule, fit
+from ...training.loop import Schedule, fit
 from ..dataset import draw_many, training_keys
 
 SCENES = 9000

@@ -22,8 +22,8 @@ from ....py.paint_by_example.model import ExemplarMapper
 from ....py.paint_by_example.training import context_of, exemplar_box, unet_input, usable
 from ....py.playground import world
 from ....py.playground.scene import Box, Scene
-from ...train.common.augmentation import Augmentation
-from ...train.common.loop import Schedule, fit
+from ...training.augmentation import Augmentation
+from ...training.loop import Schedule, fit
 from ..dataset import draw_many, in_chunks, training_keys
 from .base import alphas_cumprod, diffusion_loss
 

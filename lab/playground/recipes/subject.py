@@ -19,7 +19,7 @@ from ....py.playground.subjects import Example, draw_example
 from ....py.playground.vocabulary import encode_padded
 from ....py.snf.model import Postfuse
 from ....py.snf.training import Drops, Predict, fused_batch, region_of_loss, subject_loss
-from ...train.common.loop import Schedule, fit
+from ...training.loop import Schedule, fit
 from ..dataset import in_chunks, in_parallel
 from .base import alphas_cumprod, diffusion_loss
 from .image_encoder import normalise

@@ -10,8 +10,8 @@ from ...evaluation import judges
 from ...evaluation.detection import Judge, Outcome, Wanted, average_precision, mean_overlap, outcomes, success_rate
 from ...evaluation.table import table
 from ...ifadapter.instances import Instances
-from ...playground.evaluation import load_judge
-from ...playground.judging import PlaygroundJudge
+from ...playground.detector import load_detector
+from ...playground.phrase_detector import PhraseDetector
 from .. import playground
 
 NODE = "Instance Success"
@@ -43,7 +43,7 @@ class Score:
 def judge_named(name: str, answerer: str = "") -> Judge:
     """The playground's judge by its name, or the models of these folders. Raises ValueError naming what is missing."""
     if name == PLAYGROUND:
-        return PlaygroundJudge(load_judge(playground.read_weights("judge")))
+        return PhraseDetector(load_detector(playground.read_weights("judge")))
     return judges.from_folders(name, answerer)
 
 

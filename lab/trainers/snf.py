@@ -28,13 +28,13 @@ from ...py.snf.training import LOCALISATION, Drops, Predict, fused_batch, region
 from ..evaluate import sampling
 from ..playground import subject as subject_training
 from ..playground.recipes import subject as playground_subject
-from .common import persons_data
-from .common.augmentation import Augmentation
-from .common.diffusion import diffusion_loss
-from .common.loop import Schedule, fit
-from .common.persons_data import MARKER, Entry
-from .common.recipe import FromFile, command
-from .frozen_base import PLAYGROUND, FrozenBase
+from ..training import persons_data
+from ..training.augmentation import Augmentation
+from ..training.diffusion import diffusion_loss
+from ..training.frozen_base import PLAYGROUND, FrozenBase
+from ..training.loop import Schedule, fit
+from ..training.persons_data import MARKER, Entry
+from ..training.recipe import FromFile, command
 
 log = logging.getLogger("exemplary")
 

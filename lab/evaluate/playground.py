@@ -6,14 +6,25 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from torch import Tensor
 
-from ..evaluation.features import frechet_distance
-from .judge import Found, Judge, agreement, as_batch, find_objects, is_person, look, person_in, place_of, shows, stands_in
-from .scene import Instance, Scene
-from .scenes import HELD_OUT, KINDS, draw_scene
-from .subjects import Pairing, held_out_pairings
+from ...py.evaluation.features import frechet_distance
+from ...py.playground.detector import (
+    Found,
+    SceneDetector,
+    agreement,
+    as_batch,
+    find_objects,
+    is_person,
+    look,
+    person_in,
+    place_of,
+    shows,
+    stands_in,
+)
+from ...py.playground.scene import Instance, Scene
+from ...py.playground.scenes import HELD_OUT, KINDS, draw_scene
+from ...py.playground.subjects import Pairing, held_out_pairings
 
 #: Makes one picture a prompt: (prompts, seeds) -> [b, 3, h, w] in 0..1.
 Paint = Callable[[Sequence[str], Sequence[int]], Tensor]
@@ -61,9 +72,9 @@ def as_images(scenes: Sequence[Scene]) -> Tensor:
     return as_batch(np.stack([scene.image for scene in scenes]))
 
 
-def judge_objects(judge: Judge, images: Tensor) -> list[list[Found]]:
-    """What the judge finds in each picture."""
-    return [find_objects(judge, i, seen) for batch in images.split(32) for i, seen in zip(batch, look(judge, batch))]
+def detect_objects(detector: SceneDetector, images: Tensor) -> list[list[Found]]:
+    """What the detector finds in each picture."""
+    return [find_objects(detector, i, seen) for batch in images.split(32) for i, seen in zip(batch, look(detector, batch))]
 
 
 def _right(found: list[Found], instances: Sequence[Instance]) -> bool:
@@ -78,16 +89,16 @@ def autoencoder_figures(round_trip: Callable[[Tensor], Tensor], count: int = 80)
     return [Figure(f"VAE, {len(scenes)} held-out scenes", float(-10 * error.log10().mean()), "dB PSNR", 28.0)]
 
 
-def judge_figures(judge: Judge, count: int = 100) -> list[Figure]:
-    """The judge against drawn scenes: pixels, and whole objects found where they are."""
+def detector_figures(detector: SceneDetector, count: int = 100) -> list[Figure]:
+    """The detector against drawn scenes: pixels, and whole objects found where they are."""
     shares: dict[str, list[float]] = {}
     scenes = [scene for kind in KINDS for scene in held_out(kind, count // len(KINDS), first=30_000)]
-    for scene, seen in zip(scenes, look(judge, as_images(scenes))):
+    for scene, seen in zip(scenes, look(detector, as_images(scenes))):
         for name, share in agreement(seen, scene).items():
             shares.setdefault(name, []).append(share)
     figures = [Figure(f"judge, pixels right: {name}", float(np.mean(v)), "%") for name, v in shares.items()]
     layouts = held_out_layouts(count)
-    drawn = judge_objects(judge, as_images(layouts))
+    drawn = detect_objects(detector, as_images(layouts))
     return [*figures, Figure(f"judge, objects of {count} drawn layouts found in place", success(drawn, layouts), "%")]
 
 
@@ -97,12 +108,12 @@ def success(found: list[list[Found]], layouts: Sequence[Scene]) -> float:
     return sum(each) / len(each)
 
 
-def text_figures(judge: Judge, paint: Paint, count: int = 200) -> list[Figure]:
+def text_figures(detector: SceneDetector, paint: Paint, count: int = 200) -> list[Figure]:
     """Prompts with one and with two objects: are the asked classes there in the asked colours?"""
     figures = []
     for objects, bound in ((1, 0.90), (2, 0.75)):
         scenes = held_out("objects", count // 2, first=40_000 + objects * 1000, count=objects)
-        found = judge_objects(judge, paint([s.caption for s in scenes], list(range(len(scenes)))))
+        found = detect_objects(detector, paint([s.caption for s in scenes], list(range(len(scenes)))))
         share = sum(_right(f, s.instances) for f, s in zip(found, scenes)) / len(scenes)
         words = "one object" if objects == 1 else "both of two objects"
         figures.append(Figure(f"text, {len(scenes)} held-out prompts: class and colour right, {words}", share, "%", bound))
@@ -110,7 +121,7 @@ def text_figures(judge: Judge, paint: Paint, count: int = 200) -> list[Figure]:
 
 
 def layout_figures(
-    judge: Judge,
+    detector: SceneDetector,
     weight_free: PaintLayout,
     text_alone: PaintLayout,
     trained: dict[str, PaintLayout],
@@ -128,7 +139,7 @@ def layout_figures(
 
     def measured(paint: PaintLayout) -> tuple[float, float]:
         images = paint(layouts, seeds)
-        return success(judge_objects(judge, images), layouts), frechet_distance(features(images), drawn)
+        return success(detect_objects(detector, images), layouts), frechet_distance(features(images), drawn)
 
     where = f"{count} held-out layouts"
     text, text_distance = measured(text_alone)
@@ -156,9 +167,9 @@ def layout_figures(
     return figures
 
 
-def _who_and_where(judge: Judge, images: Tensor, pairings: Sequence[Pairing]) -> tuple[float, float, float]:
+def _who_and_where(detector: SceneDetector, images: Tensor, pairings: Sequence[Pairing]) -> tuple[float, float, float]:
     """The shares of pictures with the right person, with the right place, and with both."""
-    seen = [one for batch in images.split(32) for one in look(judge, batch)]
+    seen = [one for batch in images.split(32) for one in look(detector, batch)]
     who = [is_person(person_in(one), pairing.people[0].attributes()) for one, pairing in zip(seen, pairings)]
     where = _right_places(seen, pairings)
     return float(np.mean(who)), float(np.mean(where)), float(np.mean([a and b for a, b in zip(who, where)]))
@@ -176,21 +187,21 @@ def both_whole(seen: dict[str, Tensor], pairing: Pairing) -> bool:
 
 
 def subject_figures(
-    judge: Judge, fused: PaintSubjects, subject_alone: PaintSubjects, scene_alone: PaintSubjects, count: int = 100
+    detector: SceneDetector, fused: PaintSubjects, subject_alone: PaintSubjects, scene_alone: PaintSubjects, count: int = 100
 ) -> list[Figure]:
     """Noise fusion against each of its models alone, on the same prompts; and two persons in one picture."""
     drawn = held_out("people", count, first=70_000)
-    readable = [(s, one) for s, one in zip(drawn, look(judge, as_images(drawn))) if len(s.instances) == 1]
+    readable = [(s, one) for s, one in zip(drawn, look(detector, as_images(drawn))) if len(s.instances) == 1]
     ceiling = float(np.mean([is_person(person_in(one), s.instances[0].attributes) for s, one in readable]))
     pairings, seeds = held_out_pairings(count), list(range(count))
     name = f"SNF, {count} held-out pairs of person and place"
-    identity, place, both = _who_and_where(judge, fused(pairings, seeds), pairings)
+    identity, place, both = _who_and_where(detector, fused(pairings, seeds), pairings)
     alone = {
-        "subject model": _who_and_where(judge, subject_alone(pairings, seeds), pairings),
-        "scene model": _who_and_where(judge, scene_alone(pairings, seeds), pairings),
+        "subject model": _who_and_where(detector, subject_alone(pairings, seeds), pairings),
+        "scene model": _who_and_where(detector, scene_alone(pairings, seeds), pairings),
     }
     pairs = held_out_pairings(count, people=2)
-    twos = [one for batch in fused(pairs, seeds).split(32) for one in look(judge, batch)]
+    twos = [one for batch in fused(pairs, seeds).split(32) for one in look(detector, batch)]
     whole = float(np.mean([both_whole(one, pairing) for one, pairing in zip(twos, pairs)]))
     there = float(np.mean(_right_places(twos, pairs)))
     return [
@@ -212,15 +223,3 @@ def subject_figures(
         Figure(f"SNF, {count} pictures of two persons: both identities on their own bodies", whole, "%", 0.70),
         Figure("two persons: scene right", there, "%"),
     ]
-
-
-def load_judge(state: dict[str, Tensor]) -> Judge:
-    """The shipped judge in float32, ready to look."""
-    judge = Judge()
-    judge.load_state_dict({k: v.float() for k, v in state.items()})
-    return judge.eval().requires_grad_(False)
-
-
-def contact_sheet(images: Tensor) -> np.ndarray:
-    """Pictures [b, 3, h, w] side by side, [h, b * w, 3] uint8."""
-    return torch.cat(list(images), dim=2).permute(1, 2, 0).mul(255).round().byte().numpy()

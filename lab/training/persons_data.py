@@ -27,7 +27,7 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from ....py.snf.model import MARKER
+from ...py.snf.model import MARKER
 from .files import entries_of, files_of_shard, picture_of
 from .layout_data import middle, opened
 

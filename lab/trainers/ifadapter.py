@@ -25,12 +25,12 @@ from ...py.ifadapter.instances import Instance, Instances
 from ...py.ifadapter.model import SDXL, Config, IFAdapter, Layer
 from ...py.ifadapter.training import Batch, Prepared, drops
 from ..evaluate import sampling
-from .common import layout_data
-from .common.diffusion import diffusion_loss
-from .common.layout_data import Entry, Example
-from .common.loop import fit
-from .common.recipe import FromFile, command
-from .frozen_base import FrozenBase
+from ..training import layout_data
+from ..training.diffusion import diffusion_loss
+from ..training.frozen_base import FrozenBase
+from ..training.layout_data import Entry, Example
+from ..training.loop import fit
+from ..training.recipe import FromFile, command
 
 log = logging.getLogger("exemplary")
 

@@ -30,9 +30,9 @@ from ...py.host.am_adapter.exemplar import Recorder
 from ...py.semantic.palettes import VOID, named_palette
 from ...py.semantic.semantic_map import SemanticMap
 from ...py.semantic.snapping import snap_to_palette
-from .common.loop import fit
-from .common.pairs import Pair, find_pairs
-from .common.recipe import FromFile, command
+from ..training.loop import fit
+from ..training.pairs import Pair, find_pairs
+from ..training.recipe import FromFile, command
 
 log = logging.getLogger("exemplary")
 

@@ -1,4 +1,4 @@
-"""The playground's judge as a judge of layouts: it knows things by class, colour and texture."""
+"""The playground's detector as a detector of layouts: it knows things by class, colour and texture."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from torch import Tensor
 
 from ..evaluation.detection import Box, Detection, iou
 from . import world
-from .judge import Found, Judge, find_objects, look
+from .detector import Found, SceneDetector, find_objects, look
 from .scenes import SIDE
 from .vocabulary import split_words
 
 
-class PlaygroundJudge:
+class PhraseDetector:
     """`evaluation.detection.Judge` by the small network; a phrase's texture counts where it names one."""
 
-    def __init__(self, network: Judge) -> None:
+    def __init__(self, network: SceneDetector) -> None:
         self.network = network
         self._last: tuple[Tensor | None, list[Found]] = (None, [])
 

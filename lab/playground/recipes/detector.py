@@ -1,4 +1,4 @@
-"""The judge: segmentation of drawn scenes, with the blur, noise and tint that a generated picture may have; then the names of the objects
+"""The detector: segmentation of drawn scenes, with the blur, noise and tint that a generated picture may have; then the names of the objects
 by the silhouettes that the segmentation gives.
 """
 
@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ....py.playground import world
-from ....py.playground.judge import IGNORE, Judge, crops, look, silhouettes, truth
+from ....py.playground.detector import IGNORE, SceneDetector, crops, look, silhouettes, truth
 from ....py.playground.scene import Scene
-from ...train.common.loop import Schedule, fit, generator_for
+from ...training.loop import Schedule, fit, generator_for
 from ..dataset import draw_many, pictures, training_keys
 
 SCENES = 4000
@@ -50,12 +50,12 @@ def _bent(cut: Tensor, rng: torch.Generator) -> Tensor:
 
 
 @torch.no_grad()
-def _silhouettes(judge: Judge, scenes: Sequence[Scene], images: Tensor) -> tuple[Tensor, Tensor]:
+def _silhouettes(detector: SceneDetector, scenes: Sequence[Scene], images: Tensor) -> tuple[Tensor, Tensor]:
     """What the segmentation makes of the objects in worn pictures: crops [n, 4, OUTLINE, OUTLINE] and their class numbers [n]."""
     found, names = [], []
     for first in range(0, len(scenes), BATCH):
         batch = _worn(images[first : first + BATCH].float().div(255), generator_for(OUTLINES.seed, first))
-        for scene, image, seen in zip(scenes[first:], batch, look(judge, batch)):
+        for scene, image, seen in zip(scenes[first:], batch, look(detector, batch)):
             for mask in silhouettes(seen):
                 numbers = np.bincount(scene.instance_map[::2, ::2][mask], minlength=1)
                 owner = int(numbers.argmax())
@@ -65,8 +65,8 @@ def _silhouettes(judge: Judge, scenes: Sequence[Scene], images: Tensor) -> tuple
     return torch.cat(found), torch.tensor(names)
 
 
-def train(judge: Judge, folder: Path, schedule: Schedule = SCHEDULE, outlines: Schedule = OUTLINES) -> None:
-    """Train the judge in place."""
+def train(detector: SceneDetector, folder: Path, schedule: Schedule = SCHEDULE, outlines: Schedule = OUTLINES) -> None:
+    """Train the detector in place."""
     scenes = draw_many(training_keys(SCENES, FIRST))
     images = torch.from_numpy(pictures(scenes)).permute(0, 3, 1, 2)
     truths = [truth(scene) for scene in scenes]
@@ -75,23 +75,23 @@ def train(judge: Judge, folder: Path, schedule: Schedule = SCHEDULE, outlines: S
 
     def loss(_: int, rng: torch.Generator) -> Tensor:
         rows = torch.randint(len(images), (BATCH,), generator=rng)
-        logits = judge(_worn(images[rows].float().div(255), rng).contiguous(memory_format=torch.channels_last))
+        logits = detector(_worn(images[rows].float().div(255), rng).contiguous(memory_format=torch.channels_last))
         return sum(F.cross_entropy(logits[k].float(), targets[k][rows].long(), ignore_index=IGNORE) for k in logits)  # type: ignore[return-value]
 
-    judge.to(memory_format=torch.channels_last)
-    judge.outlines.requires_grad_(False)
-    fit("judge", {"judge": judge}, loss, schedule, folder)
+    detector.to(memory_format=torch.channels_last)
+    detector.outlines.requires_grad_(False)
+    fit("judge", {"judge": detector}, loss, schedule, folder)
 
-    judge.requires_grad_(False)
-    judge.outlines.requires_grad_(True)
+    detector.requires_grad_(False)
+    detector.outlines.requires_grad_(True)
     drawn = [row for row, scene in enumerate(scenes) if scene.kind == "objects"]
-    cut, names = _silhouettes(judge, [scenes[row] for row in drawn], images[drawn])
+    cut, names = _silhouettes(detector, [scenes[row] for row in drawn], images[drawn])
 
     def loss_of_outlines(_: int, rng: torch.Generator) -> Tensor:
         rows = torch.randint(len(cut), (OUTLINES_BATCH,), generator=rng)
         with torch.autocast("cpu", enabled=False):
             seen = _bent(cut[rows], rng)
-        logits = judge.outlines(seen + 0.05 * torch.randn(seen.shape, generator=rng))
+        logits = detector.outlines(seen + 0.05 * torch.randn(seen.shape, generator=rng))
         return F.cross_entropy(logits.float(), names[rows])
 
-    fit("outlines", {"outlines": judge.outlines}, loss_of_outlines, outlines, folder)
+    fit("outlines", {"outlines": detector.outlines}, loss_of_outlines, outlines, folder)

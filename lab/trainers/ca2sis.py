@@ -15,9 +15,9 @@ from torch import Tensor
 
 from ...py.ca2sis import checkpoint, codes, training
 from ...py.ca2sis.model import Config, Generator
-from .common import map_data
-from .common.loop import Schedule, fit, generator_for
-from .common.recipe import FromFile, command
+from ..training import map_data
+from ..training.loop import Schedule, fit, generator_for
+from ..training.recipe import FromFile, command
 
 log = logging.getLogger("exemplary")
 

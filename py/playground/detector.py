@@ -1,7 +1,7 @@
-"""The judge: a small network that says what is drawn where, and how well a picture keeps a promise.
+"""The detector: a small network that says what is drawn where, and how well a picture keeps a promise.
 
 It reads each pixel's class, its colour word and its texture or style word, and names each object by its whole outline, which pixels in the
-middle of it cannot see. It is trained on drawn scenes only (`recipes/judge.py`); its own accuracy on held-out scenes is part of every report
+middle of it cannot see. It is trained on drawn scenes only (`recipes/detector.py`); its own accuracy on held-out scenes is part of every report
 that it writes.
 """
 
@@ -71,7 +71,7 @@ def _words_of(scene: Scene, of: dict[str, tuple[str, str]], words: tuple[tuple[s
 
 
 def truth(scene: Scene) -> dict[str, np.ndarray]:
-    """What the judge should say of a drawn scene: three maps [h, w] uint8, named as the heads."""
+    """What the detector should say of a drawn scene: three maps [h, w] uint8, named as the heads."""
     return {
         "labels": scene.labels,
         "colours": _words_of(scene, _COLOUR_OF, COLOUR_WORDS),
@@ -103,7 +103,7 @@ class Outlines(nn.Module):
         return self.head(self.blocks(crops * 2 - 1).flatten(1))
 
 
-class Judge(nn.Module):
+class SceneDetector(nn.Module):
     """Pictures [b, 3, h, w] in 0..1, h and w multiples of 16 -> logits [b, k, h/2, w/2] for each head."""
 
     def __init__(self, width: int = 32) -> None:
@@ -124,9 +124,16 @@ class Judge(nn.Module):
         return {name: head(x) for name, head in self.heads.items()}
 
 
+def load_detector(state: dict[str, Tensor]) -> SceneDetector:
+    """The shipped weights as a detector in float32, for inference."""
+    detector = SceneDetector()
+    detector.load_state_dict({k: v.float() for k, v in state.items()})
+    return detector.eval().requires_grad_(False)
+
+
 @dataclass(frozen=True)
 class Found:
-    """One thing that the judge sees: `box` x0, y0, x1, y1 in 0..1, `area` the share of the picture."""
+    """One thing that the detector sees: `box` x0, y0, x1, y1 in 0..1, `area` the share of the picture."""
 
     name: str
     box: Box
@@ -143,16 +150,16 @@ def _word_in(logits: Tensor, here: Tensor, words: tuple[tuple[str, str], ...], g
 
 
 @torch.no_grad()
-def look(judge: Judge, images: Tensor) -> list[dict[str, Tensor]]:
+def look(detector: SceneDetector, images: Tensor) -> list[dict[str, Tensor]]:
     """The logits of every picture [b, 3, h, w] in 0..1, one dict of [k, h/2, w/2] a picture."""
-    out = judge(images)
+    out = detector(images)
     return [{name: logits[row] for name, logits in out.items()} for row in range(len(images))]
 
 
 def silhouettes(seen: dict[str, Tensor], smallest: float = 0.008) -> list[np.ndarray]:
     """The objects in one picture as masks [h/2, w/2], each at least `smallest` of the area.
 
-    An object is a connected place where the judge sees objects of whatever class. Two that touch are told apart by their colours.
+    An object is a connected place where the detector sees objects of whatever class. Two that touch are told apart by their colours.
     """
     from scipy import ndimage
 
@@ -190,12 +197,12 @@ def crops(image: Tensor, masks: list[np.ndarray]) -> Tensor:
 
 
 @torch.no_grad()
-def find_outlined(judge: Judge, image: Tensor, seen: dict[str, Tensor]) -> list[tuple[np.ndarray, Found]]:
-    """The objects in one picture [3, h, w] in 0..1 of which the judge has `seen` the pixels, with their silhouettes, largest first."""
+def find_outlined(detector: SceneDetector, image: Tensor, seen: dict[str, Tensor]) -> list[tuple[np.ndarray, Found]]:
+    """The objects in one picture [3, h, w] in 0..1 of which the detector has `seen` the pixels, with their silhouettes, largest first."""
     masks = silhouettes(seen)
     if not masks:
         return []
-    names = judge.outlines(crops(image, masks)).argmax(dim=1).tolist()
+    names = detector.outlines(crops(image, masks)).argmax(dim=1).tolist()
     found = []
     for mask, name in zip(masks, names):
         here = torch.from_numpy(mask)
@@ -205,9 +212,9 @@ def find_outlined(judge: Judge, image: Tensor, seen: dict[str, Tensor]) -> list[
     return sorted(found, key=lambda pair: -pair[1].area)
 
 
-def find_objects(judge: Judge, image: Tensor, seen: dict[str, Tensor]) -> list[Found]:
+def find_objects(detector: SceneDetector, image: Tensor, seen: dict[str, Tensor]) -> list[Found]:
     """The same without the silhouettes."""
-    return [found for _, found in find_outlined(judge, image, seen)]
+    return [found for _, found in find_outlined(detector, image, seen)]
 
 
 def shows(found: list[Found], name: str, colour: str) -> bool:
@@ -260,7 +267,7 @@ def place_of(seen: dict[str, Tensor]) -> str:
 
 
 def agreement(seen: dict[str, Tensor], scene: Scene) -> dict[str, float]:
-    """The share of pixels on which the judge and a drawn scene agree, for each head (where the scene says something)."""
+    """The share of pixels on which the detector and a drawn scene agree, for each head (where the scene says something)."""
     shares = {}
     for name, expected in truth(scene).items():
         half = torch.from_numpy(expected[::2, ::2].astype(np.int64))

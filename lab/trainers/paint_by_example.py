@@ -24,12 +24,12 @@ from ...py.paint_by_example.model import Config, ExemplarMapper
 from ...py.paint_by_example.training import context_of, exemplar_box, unet_input, usable
 from ..playground.recipes import image_encoder
 from ..playground.recipes import paint_by_example as recipe
-from .common import layout_data
-from .common.augmentation import Augmentation
-from .common.diffusion import diffusion_loss
-from .common.layout_data import Entry
-from .common.loop import fit
-from .common.recipe import FromFile, command
+from ..training import layout_data
+from ..training.augmentation import Augmentation
+from ..training.diffusion import diffusion_loss
+from ..training.layout_data import Entry
+from ..training.loop import fit
+from ..training.recipe import FromFile, command
 
 log = logging.getLogger("exemplary")
 
