@@ -16,7 +16,7 @@ HOST_MODULES = {
 }  # fmt: skip
 TECHNIQUES = {"am_adapter", "ifadapter", "snf", "paint_by_example", "ca2sis"}
 #: What a technique may import besides torch, einops and the standard library: what two techniques share.
-SHARED = {"semantic"}
+SHARED = {"semantic", "weight_files"}
 LINES = 500
 
 
