@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..py.ca2sis.attention import VARIANTS
+from ..py.ca2sis.regional import VARIANTS
 from ..py.host.ca2sis import attention as attention_host
 from ..py.host.ca2sis import preview as preview_host
 from ..py.host.schedule import PercentRange

@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 #: CelebAMask-HQ's classes in label order; later ones are painted over earlier ones.
@@ -166,16 +165,6 @@ def present_classes(mask: Tensor) -> Tensor:
     return (mask != 0).flatten(2).any(dim=-1)
 
 
-def present_at_scales(mask: Tensor, sizes: Sequence[tuple[int, int]]) -> Tensor:
-    """[b, s, k] bool: which classes are still there when M [b, k, h, w] is brought to each of s sizes (encoder.scale_sizes)."""
-    return torch.stack([present_classes(F.interpolate(mask.float(), size=size, mode="nearest")) for size in sizes], dim=1)
-
-
-def coverage(mask: Tensor) -> Tensor:
-    """[b, h, w] int64: how many classes of M [b, k, h, w] claim each pixel; an edit may leave 0 or 2."""
-    return (mask != 0).sum(dim=1)
-
-
 def mix_styles(
     base: Style, donor: Style, classes: Collection[int], strength: float = 1.0, if_absent: Literal["keep", "use"] = "keep"
 ) -> Style:
@@ -198,13 +187,6 @@ def mix_styles(
         return replace(base, codes=codes, present=base.present.expand(b, -1))
     seen = donor.present if strength == 1 else base.present | donor.present
     return replace(base, codes=codes, present=torch.where(taken, seen, base.present))
-
-
-def remove_styles(style: Style, classes: Collection[int], absent: Tensor) -> Style:
-    """Give classes the row of an absent class, `absent` [k, code_dim] (StyleEncoder.absent); zero would be off the training data."""
-    chosen = _chosen(classes, style.labels, style.codes.device)
-    codes = torch.where(chosen[..., None], absent.to(style.codes), style.codes)
-    return replace(style, codes=codes, present=style.present & ~chosen)
 
 
 def mix_shapes(base: Shape, donor: Shape, classes: Collection[int] | None = None, strength: float = 1.0) -> Shape:
@@ -264,14 +246,6 @@ def edit_shape(
     if mode == "swap if both":
         chosen = chosen & (present_classes(base) & present_classes(donor))[:, :, None, None]
     return torch.where(chosen, donor, base)
-
-
-def swap_shapes(first: Tensor, second: Tensor, classes: Collection[int], has_background: bool = False) -> tuple[Tensor, Tensor]:
-    """Exchange the channels of classes that both masks have; see edit_shape. Their styles keep the original masks."""
-    return (
-        edit_shape(first, second, classes, "swap if both", has_background),
-        edit_shape(second, first, classes, "swap if both", has_background),
-    )
 
 
 def refuse_background(classes: Collection[int], has_background: bool) -> None:

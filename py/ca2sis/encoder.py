@@ -16,11 +16,6 @@ DOWNS, SCALES = 6, 5
 MULTIPLE = 2**DOWNS
 
 
-def scale_sizes(height: int, width: int) -> list[tuple[int, int]]:
-    """Sizes at which classes are averaged, coarse to fine: 8, 16, 32, 64, 128 for an image of 256."""
-    return [(height >> (SCALES - i), width >> (SCALES - i)) for i in range(SCALES)]
-
-
 class StyleEncoder(nn.Module):
     """One small U-shaped network per class, side by side as groups of the same convolutions, averaged over the class's pixels.
 
@@ -38,12 +33,12 @@ class StyleEncoder(nn.Module):
     ) -> None:
         super().__init__()
         self.classes, self.style_dim = classes, style_dim
-        made = {"dtype": dtype, "device": device}
+        factory_kwargs = {"dtype": dtype, "device": device}
         channels = [classes * width * 2**i for i in range(DOWNS + 1)]  # at full size, half, quarter ...
 
         def stage(before: list[nn.Module], inputs: int, outputs: int, stride: int = 1, groups: int = classes) -> nn.Sequential:
-            conv = operations.Conv2d(inputs, outputs, 3, stride=stride, padding=1, groups=groups, **made)
-            return nn.Sequential(*before, conv, operations.GroupNorm(classes, outputs, **made), nn.ReLU())
+            conv = operations.Conv2d(inputs, outputs, 3, stride=stride, padding=1, groups=groups, **factory_kwargs)
+            return nn.Sequential(*before, conv, operations.GroupNorm(classes, outputs, **factory_kwargs), nn.ReLU())
 
         self.Encoder = nn.ModuleDict({"first_layer": stage([], 3, channels[0], groups=1)})
         for i in range(DOWNS):
@@ -54,7 +49,7 @@ class StyleEncoder(nn.Module):
             inputs = channels[DOWNS] if i == 0 else 2 * channels[DOWNS - i]  # below the first, half of it is the skip
             up = nn.Upsample(scale_factor=2, mode="bilinear", align_corners=False)
             self.Decoder[f"dec_layer_{i}"] = stage([up], inputs, outputs)
-            conv = operations.Conv1d(outputs, classes * style_dim, 1, groups=classes, **made)
+            conv = operations.Conv1d(outputs, classes * style_dim, 1, groups=classes, **factory_kwargs)
             self.out[f"out_{i}"] = nn.Sequential(conv, nn.Tanh())
 
     def forward(self, image: Tensor, mask: Tensor) -> Tensor:

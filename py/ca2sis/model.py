@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from .attention import Watch, attend, folded, folding_pays, mean_attention, mean_logits
+from .attention import Watch, attend, fold_projections, folding_is_faster, mean_attention
 from .encoder import MULTIPLE, SCALES, NoiseMapping, StyleEncoder
 
 #: Levels of the generator by the numbers in the published names (res2, cross2 ...), and each one's attention heads.
@@ -87,18 +87,20 @@ class ResBlock(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, up: bool, operations: Any = nn, dtype: Any = None, device: Any = None) -> None:
         super().__init__()
-        made = {"dtype": dtype, "device": device}
+        factory_kwargs = {"dtype": dtype, "device": device}
         self.up = up
         self.in_layers = nn.Sequential(
-            operations.GroupNorm(GROUPS, inputs, **made), nn.SiLU(), operations.Conv2d(inputs, outputs, 3, padding=1, **made)
+            operations.GroupNorm(GROUPS, inputs, **factory_kwargs),
+            nn.SiLU(),
+            operations.Conv2d(inputs, outputs, 3, padding=1, **factory_kwargs),
         )
         self.out_layers = nn.Sequential(
-            operations.GroupNorm(GROUPS, outputs, **made),
+            operations.GroupNorm(GROUPS, outputs, **factory_kwargs),
             nn.SiLU(),
             nn.Identity(),  # dropout in training; it keeps the last convolution's number
-            operations.Conv2d(outputs, outputs, 3, padding=1, **made),
+            operations.Conv2d(outputs, outputs, 3, padding=1, **factory_kwargs),
         )
-        self.skip_connection = nn.Identity() if inputs == outputs else operations.Conv2d(inputs, outputs, 1, **made)
+        self.skip_connection = nn.Identity() if inputs == outputs else operations.Conv2d(inputs, outputs, 1, **factory_kwargs)
 
     def forward(self, x: Tensor) -> Tensor:
         """[b, c, h, w] -> [b, c', h, w], or twice the size."""
@@ -114,23 +116,23 @@ class Attention(nn.Module):
 
     def __init__(self, inner: int, context: int, heads: int, operations: Any = nn, dtype: Any = None, device: Any = None) -> None:
         super().__init__()
-        made = {"dtype": dtype, "device": device}
+        factory_kwargs = {"dtype": dtype, "device": device}
         self.heads = heads
-        self.to_q = operations.Linear(inner, inner, bias=False, **made)
-        self.to_k = operations.Linear(context, inner, bias=False, **made)
-        self.to_v = operations.Linear(context, inner, bias=False, **made)
-        self.to_out = nn.Sequential(operations.Linear(inner, inner, **made))
+        self.to_q = operations.Linear(inner, inner, bias=False, **factory_kwargs)
+        self.to_k = operations.Linear(context, inner, bias=False, **factory_kwargs)
+        self.to_v = operations.Linear(context, inner, bias=False, **factory_kwargs)
+        self.to_out = nn.Sequential(operations.Linear(inner, inner, **factory_kwargs))
 
     def forward(self, x: Tensor) -> Tensor:
         """Self-attention: x [b, l, c] -> [b, l, c]."""
         return self.to_out(attend(self.to_q(x), self.to_k(x), self.to_v(x), self.heads))
 
-    def reader(self, context: Tensor, places: int) -> Callable[[Tensor], Tensor]:
-        """Cross-attention over context [b, m, c'], for `places` in all: x [b, l, c] -> [b, l, c], in parts or at once."""
+    def reader(self, context: Tensor, cells: int) -> Callable[[Tensor], Tensor]:
+        """Cross-attention over context [b, m, c'], for `cells` queries in all: x [b, l, c] -> [b, l, c], in parts or at once."""
         k, v = self.to_k(context), self.to_v(context)
         channels = k.shape[-1]
-        if folding_pays(places, channels, k.shape[1], self.heads):
-            return folded(k, v, channels, self.heads, self.to_q, self.to_out)
+        if folding_is_faster(cells, channels, k.shape[1], self.heads):
+            return fold_projections(k, v, channels, self.heads, self.to_q, self.to_out)
         return lambda x: self.to_out(attend(self.to_q(x), k, v, self.heads))
 
 
@@ -152,9 +154,11 @@ class FeedForward(nn.Module):
 
     def __init__(self, inner: int, operations: Any = nn, dtype: Any = None, device: Any = None) -> None:
         super().__init__()
-        made = {"dtype": dtype, "device": device}
+        factory_kwargs = {"dtype": dtype, "device": device}
         self.net = nn.Sequential(
-            GatedLinear(inner, 4 * inner, operations, **made), nn.Identity(), operations.Linear(4 * inner, inner, **made)
+            GatedLinear(inner, 4 * inner, operations, **factory_kwargs),
+            nn.Identity(),
+            operations.Linear(4 * inner, inner, **factory_kwargs),
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -176,15 +180,15 @@ class Block(nn.Module):
         device: Any = None,
     ) -> None:
         super().__init__()
-        made = {"dtype": dtype, "device": device}
+        factory_kwargs = {"dtype": dtype, "device": device}
         self.self_attention = self_attention
         if self_attention:
-            self.norm1 = operations.LayerNorm(inner, **made)
-            self.attn1 = Attention(inner, inner, heads, operations, **made)
-        self.norm2 = operations.LayerNorm(inner, **made)
-        self.attn2 = Attention(inner, context, heads, operations, **made)
-        self.norm3 = operations.LayerNorm(inner, **made)
-        self.ff = FeedForward(inner, operations, **made)
+            self.norm1 = operations.LayerNorm(inner, **factory_kwargs)
+            self.attn1 = Attention(inner, inner, heads, operations, **factory_kwargs)
+        self.norm2 = operations.LayerNorm(inner, **factory_kwargs)
+        self.attn2 = Attention(inner, context, heads, operations, **factory_kwargs)
+        self.norm3 = operations.LayerNorm(inner, **factory_kwargs)
+        self.ff = FeedForward(inner, operations, **factory_kwargs)
 
     def forward(self, x: Tensor, style: Tensor, grid: tuple[int, int], watch: Watch | None = None) -> Tensor:
         """x [b, l, c], S [b, k, code_dim] -> [b, l, c]; `watch` sees q and k of the cross-attention."""
@@ -215,11 +219,11 @@ class Transformer(nn.Module):
         device: Any = None,
     ) -> None:
         super().__init__()
-        made = {"dtype": dtype, "device": device}
-        self.norm = operations.GroupNorm(GROUPS, channels, eps=1e-6, **made)
-        self.proj_in = operations.Conv2d(channels, inner, 1, **made)
-        self.transformer_blocks = nn.ModuleList([Block(inner, context, heads, self_attention, operations, **made)])
-        self.proj_out = operations.Conv2d(inner, channels, 1, **made)
+        factory_kwargs = {"dtype": dtype, "device": device}
+        self.norm = operations.GroupNorm(GROUPS, channels, eps=1e-6, **factory_kwargs)
+        self.proj_in = operations.Conv2d(channels, inner, 1, **factory_kwargs)
+        self.transformer_blocks = nn.ModuleList([Block(inner, context, heads, self_attention, operations, **factory_kwargs)])
+        self.proj_out = operations.Conv2d(inner, channels, 1, **factory_kwargs)
 
     def forward(self, x: Tensor, style: Tensor, watch: Watch | None = None) -> Tensor:
         """x [b, c, h, w], S [b, k, code_dim] -> [b, c, h, w]."""
@@ -240,19 +244,21 @@ class Generator(nn.Module):
 
     def __init__(self, config: Config = Config(), operations: Any = nn, dtype: Any = None, device: Any = None) -> None:
         super().__init__()
-        made = {"operations": operations, "dtype": dtype, "device": device}
+        factory_kwargs = {"operations": operations, "dtype": dtype, "device": device}
         self.config = config
-        self.encs = MaskEmbedder(config, **made)
-        self.style_encoder = StyleEncoder(config.classes, config.encoder_width, config.style_dim, **made)
+        self.encs = MaskEmbedder(config, **factory_kwargs)
+        self.style_encoder = StyleEncoder(config.classes, config.encoder_width, config.style_dim, **factory_kwargs)
         self.noise_encoder: NoiseMapping | None = None
         if config.noise_dim:
-            self.noise_encoder = NoiseMapping(config.classes, config.noise_dim, config.noise_width, config.code_dim, **made)
+            self.noise_encoder = NoiseMapping(
+                config.classes, config.noise_dim, config.noise_width, config.code_dim, **factory_kwargs
+            )
         channels = [config.width * m for m in (16, 8, 4, 2, 1, 1)]
         self.reshape_conv = operations.Conv2d(config.mask_channels, channels[0], 1, dtype=dtype, device=device)
         for i, level in enumerate(LEVELS):
-            res = ResBlock(channels[i], channels[i + 1], i > 0, **made)
+            res = ResBlock(channels[i], channels[i + 1], i > 0, **factory_kwargs)
             inner = HEADS[i] * config.head_dims[i]
-            cross = Transformer(channels[i + 1], inner, config.code_dim, HEADS[i], SELF_ATTENTION[i], **made)
+            cross = Transformer(channels[i + 1], inner, config.code_dim, HEADS[i], SELF_ATTENTION[i], **factory_kwargs)
             self.add_module(f"res{level}", res)
             self.add_module(f"cross{level}", cross)
         self.out_conv = operations.Conv2d(channels[-1], 3, 1, dtype=dtype, device=device)
@@ -342,12 +348,6 @@ class Generator(nn.Module):
         """Which class each pixel reads: one [b, k, h, w] a level, coarse to fine, mean over heads, sums to 1 over the classes."""
         found: list[Tensor] = []
         self.linear(shape, style, lambda q, k, heads, grid: found.append(mean_attention(q, k, heads, grid)))
-        return found
-
-    def attention_logits(self, shape: Tensor, style: Tensor) -> list[Tensor]:
-        """Logits before the softmax, one [b, k, h, w] a level, mean over heads: what attention.attention_loss takes."""
-        found: list[Tensor] = []
-        self.linear(shape, style, lambda q, k, heads, grid: found.append(mean_logits(q, k, heads, grid)))
         return found
 
     def _check_classes(self, mask: Tensor) -> None:

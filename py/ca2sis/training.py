@@ -155,43 +155,36 @@ def noise_loss(made: Tensor, wanted: Tensor, present: Tensor) -> Tensor:
 
 
 class Vgg19(nn.Module):
-    """The features that L_P was published with, for weights in torchvision's layout (`features.0.weight` ...), which are not shipped.
+    """The features that L_P was published with: torchvision's VGG19 with weights that the user has; none are shipped or downloaded.
 
     Args:
-        weights: the file's tensors; those of the classifier are not needed.
+        weights: the file's tensors (`features.0.weight` ...); those of the classifier are not needed.
 
     Raises:
         ValueError: tensors of the features are missing.
     """
 
-    #: Channels of the convolutions up to each layer that is compared; a pooling before all but the first of a width.
-    STAGES = ((64,), (64, "pool", 128), (128, "pool", 256), (256, 256, 256, "pool", 512), (512, 512, 512, "pool", 512))
+    #: The first layer after each one that is compared: relu1_1, relu2_1, relu3_1, relu4_1, relu5_1.
+    ENDS = (2, 7, 12, 21, 30)
 
     def __init__(self, weights: Mapping[str, Tensor]) -> None:
         super().__init__()
-        layers: list[nn.Module] = []
-        self.ends: list[int] = []
-        channels = 3
-        for stage in self.STAGES:
-            for entry in stage:
-                if isinstance(entry, str):
-                    layers.append(nn.MaxPool2d(2, 2))
-                else:
-                    layers += [nn.Conv2d(channels, entry, 3, padding=1), nn.ReLU()]
-                    channels = entry
-            self.ends.append(len(layers))
-        self.features = nn.Sequential(*layers)
+        import torchvision  # the host's own requirement; only this loss needs it
+
+        with torch.device("meta"):  # the weights come from the file
+            self.features = torchvision.models.vgg19(weights=None).features[: self.ENDS[-1]]
         missing = [key for key in self.state_dict() if key not in weights]
         if missing:
             raise ValueError(f"CA2-SIS training: the backbone's file lacks {missing[0]}; give torchvision's vgg19 weights.")
-        self.load_state_dict({key: weights[key] for key in self.state_dict()})
+        self.load_state_dict({key: weights[key] for key in self.state_dict()}, assign=True)
         self.requires_grad_(False).eval()
 
     def forward(self, x: Tensor) -> list[Tensor]:
+        """Features of images [b, 3, h, w] in [-1, 1], fine to coarse."""
         mean, std = (torch.tensor(v, device=x.device).view(3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
         x, found = ((x + 1) / 2 - mean) / std, []
-        for place, layer in enumerate(self.features, start=1):
+        for number, layer in enumerate(self.features, start=1):
             x = layer(x)
-            if place in self.ends:
+            if number in self.ENDS:
                 found.append(x)
         return found

@@ -6,7 +6,7 @@ import pytest
 import tiny
 import torch
 from pack.nodes import ca2sis_attention as nodes
-from pack.py.ca2sis.attention import VARIANTS
+from pack.py.ca2sis.regional import VARIANTS
 from pack.py.host.ca2sis import attention as host
 from pack.py.host.ca2sis.attention import Settings, class_prompt
 from pack.py.host.schedule import PercentRange

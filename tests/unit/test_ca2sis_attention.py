@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from pack.py.ca2sis import attention
-from pack.py.ca2sis.attention import VARIANTS, adaptive_attention, class_weights, early_gain, isolated_attention, soft_masks
+from pack.py.ca2sis import regional
+from pack.py.ca2sis.regional import VARIANTS, adaptive_attention, class_weights, early_gain, isolated_attention, soft_masks
 
 HEADS, WIDTH, GRID = 2, 16, (3, 5)
 CELLS = GRID[0] * GRID[1]
@@ -96,7 +96,7 @@ def test_the_couple_is_the_mean_by_weights():
 def test_what_a_place_reads_sums_to_one_and_is_what_its_values_say(variant, leak, base):
     masks = torch.rand(2, 2, *GRID, generator=rng(3)) * 0.5
     keys, w = texts(4, 6, 5), weights(masks, leak, base)
-    shares = attention.reading_shares(queries(), keys, w, HEADS, variant)
+    shares = regional.attention_shares(queries(), keys, w, HEADS, variant)
     torch.testing.assert_close(shares.sum(dim=1), torch.ones(2, CELLS))
     # A text whose values are all one contributes exactly the share of it that is read.
     ones = [torch.ones_like(k) if i == 1 else torch.zeros_like(k) for i, k in enumerate(keys)]
@@ -116,7 +116,7 @@ def test_a_class_has_a_cell_of_its_own_where_it_is_most_of_one():
     labels = torch.zeros(1, 8, 8, dtype=torch.uint8)
     labels[:, 2:4, 2:4], labels[:, 5:8, 5:8] = 1, 2
     groups = [(0,), (1,), (2,), (7,)]
-    found = [attention.classes_with_own_cell(soft_masks(labels, groups, (n, n)))[0].tolist() for n in (8, 4, 2)]
+    found = [regional.classes_with_own_cell(soft_masks(labels, groups, (n, n)))[0].tolist() for n in (8, 4, 2)]
     assert found == [[True, True, True, False], [True, True, True, False], [True, False, False, False]]
 
 
@@ -127,9 +127,9 @@ def test_the_early_gain_falls_with_the_noise_to_one():
     assert all(early_gain(sigma, 1.0) == 1.0 for sigma in (0.0, 1.0, 1e30))
 
 
-@pytest.mark.parametrize("places", [4, 1024])
-def test_isolated_places_see_their_class_only(monkeypatch, places):
-    monkeypatch.setattr(attention, "PLACES", places)
+@pytest.mark.parametrize("cells", [4, 1024])
+def test_isolated_cells_see_their_class_only(monkeypatch, cells):
+    monkeypatch.setattr(regional, "QUERY_SLICE", cells)
     q, k, v = (torch.randn(2, CELLS, WIDTH, generator=rng(s)) for s in range(3))
     owner = torch.arange(CELLS) % 3  # the third is no group's
     masks = torch.stack([owner == 0, owner == 1]).float()[None]

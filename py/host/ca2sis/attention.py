@@ -11,15 +11,15 @@ import torch
 from comfy.ldm.modules.attention import optimized_attention_masked
 from torch import Tensor
 
-from ...ca2sis.attention import (
+from ...ca2sis.regional import (
     VARIANTS,
     Attend,
     adaptive_attention,
+    attention_shares,
     class_weights,
     classes_with_own_cell,
     early_gain,
     isolated_attention,
-    reading_shares,
     soft_masks,
 )
 from ...semantic.masks import class_labels, present_names
@@ -186,7 +186,7 @@ class ClassText(_ClassTechnique):
             read_keys, read_values = self._texts(k[part.rows], keys, part), self._texts(v[part.rows], values, part)
             found = adaptive_attention(own, read_keys, read_values, weights, settings.variant, attend)
             if OBSERVER in options:
-                shares = reading_shares(own, read_keys, weights, options["n_heads"], settings.variant)
+                shares = attention_shares(own, read_keys, weights, options["n_heads"], settings.variant)
                 options[OBSERVER].saw(self.application, part.grid, shares)
             change = torch.zeros_like(text) if change is None else change
             gain = self.application.gain(run, options, part, q.device).to(text.dtype)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from einops import repeat
 from torch import Tensor
 
 from ....py.ca2sis import attention, checkpoint, codes
-from ....py.ca2sis.encoder import scale_sizes
+from ....py.ca2sis.encoder import SCALES, masked_mean
 from ....py.ca2sis.model import Generator
 from ..registry import register
 
@@ -100,15 +101,18 @@ def shape_swap(weights, inputs, config):
     return {
         **picture("image", drawn),
         "mask_area": swapped.sum(dim=(-2, -1)),
-        "coverage64": codes.coverage(swapped)[:, ::4, ::4],
+        "coverage64": swapped.sum(dim=1).long()[:, ::4, ::4],
     }
 
 
 @register(TECHNIQUE, "absent_class", shapes=shapes)
 def absent_class(weights, inputs, config):
     found = style_of(generator(weights), inputs)
-    scales = codes.present_at_scales(mask(inputs), scale_sizes(256, 256))
-    return {"S": found.codes, "present": found.present, "present_at_scale": scales[0]}
+    m = mask(inputs)
+    # A class is there at a scale if the encoder's own mean of ones over its pixels is 1, not 0.
+    ones = (torch.ones(*m.shape[:2], 1, *(side >> (SCALES - i) for side in m.shape[2:])) for i in range(SCALES))
+    scales = torch.stack([masked_mean(x, m)[0, :, 0] > 0.5 for x in ones])
+    return {"S": found.codes, "present": found.present, "present_at_scale": scales}
 
 
 @register(TECHNIQUE, "noise_style", shapes=shapes)
