@@ -7,8 +7,8 @@ from typing import Any
 
 from comfy.patcher_extension import WrappersMP
 
-from .. import scope
-from ..scope import Run
+from ..run import KEY as RUN_KEY
+from ..run import SamplingRun, current_run, open_run
 from . import families, texts
 from .attention import OVERRIDE, JointAttention, TokensChangedError
 from .call import IS_ACTING, ModelCall
@@ -30,8 +30,8 @@ def install(model: Any, contribution: Contribution) -> Any:
     families.require_family(model, contribution.node)
     clone = model.clone()
     # Only what opens a run: the other wrapper tells hooks of a UNet which network runs.
-    if not clone.get_wrappers(WrappersMP.OUTER_SAMPLE, scope.KEY):
-        clone.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, scope.KEY, scope.open_run)
+    if not clone.get_wrappers(WrappersMP.OUTER_SAMPLE, RUN_KEY):
+        clone.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, RUN_KEY, open_run)
     clone.set_model_patch(contribution, PATCHES)
     if not clone.get_wrappers(WrappersMP.APPLY_MODEL, KEY):
         clone.add_wrapper_with_key(WrappersMP.APPLY_MODEL, KEY, join)
@@ -47,14 +47,14 @@ def join(executor: Any, *args: Any, **kwargs: Any) -> Any:
     """APPLY_MODEL wrapper: append texts and set the override, for this call only. Does nothing where no contribution is active."""
     arguments = {**dict(zip(PARAMETERS, args)), **kwargs}
     options = arguments.get("transformer_options") or {}
-    run = scope.current(options)
+    run = current_run(options)
     acting = [] if run is None or IS_ACTING in options else [c for c in installed(options) if run.inside(c.percent, options)]
     family = families.family_of(executor.class_obj.diffusion_model) if acting else None
     if not acting or family is None or run is None or arguments.get("c_crossattn") is None:
         return executor(*args, **kwargs)
     call = _model_call(run, executor.class_obj, family, arguments)
     kind: Hashable = ("tokens changed", tuple(call.latent.shape), call.prompt.shape[1])
-    prepared = None if run.keep(kind, list) else prepare(call, acting)
+    prepared = None if run.get_or_make(kind, list) else prepare(call, acting)
     if prepared is None:
         return executor(*args, **kwargs)
     attention = JointAttention(prepared.plan, options.get(OVERRIDE))
@@ -64,7 +64,7 @@ def join(executor: Any, *args: Any, **kwargs: Any) -> Any:
         with filled_text(call, prepared):
             out = executor(*first, **{**call.conditions, **prepared.conditions})
     except TokensChangedError as error:
-        run.keep(kind, list).append(error)
+        run.get_or_make(kind, list).append(error)
         _warn(run, acting, f"another node changes the tokens of the attention layers ({error})")
         return executor(*args, **kwargs)
     if not attention.matched:
@@ -72,7 +72,7 @@ def join(executor: Any, *args: Any, **kwargs: Any) -> Any:
     return out
 
 
-def _model_call(run: Run, model: Any, family: families.Family, arguments: dict[str, Any]) -> ModelCall:
+def _model_call(run: SamplingRun, model: Any, family: families.Family, arguments: dict[str, Any]) -> ModelCall:
     conditions = {name: value for name, value in arguments.items() if name not in PARAMETERS}
     if (
         conditions.get("t5xxl_ids") is not None
@@ -82,6 +82,6 @@ def _model_call(run: Run, model: Any, family: families.Family, arguments: dict[s
     return ModelCall(run, model, family, arguments, conditions)
 
 
-def _warn(run: Run, acting: list[Contribution], reason: str) -> None:
+def _warn(run: SamplingRun, acting: list[Contribution], reason: str) -> None:
     for contribution in acting:
-        run.once(f"{contribution.node}: {reason}; it does not act in these calls.")
+        run.warn_once(f"{contribution.node}: {reason}; it does not act in these calls.")

@@ -11,7 +11,7 @@ from torch import Tensor
 from ...joint.layout import Grid
 from .. import grids
 from ..grids import Rows
-from ..scope import Run
+from ..run import SamplingRun
 from . import families, texts
 from .contribution import Contribution
 from .families import Family
@@ -27,7 +27,7 @@ class ModelCall:
         model: the model object. arguments: by name, as `apply_model` takes them; `conditions` are those beside the text.
     """
 
-    run: Run
+    run: SamplingRun
     model: Any
     family: Family
     arguments: dict[str, Any]

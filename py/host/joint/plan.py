@@ -85,7 +85,7 @@ def _texts(call: ModelCall, contribution: Contribution) -> list[AddedText]:
 
     if call.run.weights_may_change() or torch.is_grad_enabled():
         return make()
-    return call.run.keep((contribution, "texts", call.latent.device), make)
+    return call.run.get_or_make((contribution, "texts", call.latent.device), make)
 
 
 def _filler(call: ModelCall, length: int) -> AddedText:
@@ -120,7 +120,7 @@ def _rotations(call: ModelCall, layout: Layout, beside: Sequence[int]) -> tuple[
             found.append(Rotation.from_angles(layout.padding_span, angles, device))
         return tuple(found)
 
-    return call.run.keep(("rotations", layout, tuple(beside), device), make)
+    return call.run.get_or_make(("rotations", layout, tuple(beside), device), make)
 
 
 def _appended(call: ModelCall, layout: Layout, added: Sequence[AddedText]) -> tuple[Tensor, tuple[slice, ...]]:

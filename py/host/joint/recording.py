@@ -11,7 +11,7 @@ import comfy.samplers
 import torch
 from torch import Tensor
 
-from .. import scope
+from ..run import RUN
 from .attention import OVERRIDE, JointAttention
 from .call import IS_ACTING, ModelCall
 from .plan import filled_text, prepare
@@ -62,7 +62,7 @@ def record(call: ModelCall, noisy: Tensor, sigma: float, text: Tensor, condition
     """
     count = noisy.shape[0]
     sigmas = torch.full((count,), sigma, device=noisy.device, dtype=torch.float32)
-    options = {"sigmas": sigmas[:1], "cond_or_uncond": [0], scope.RUN: call.run, IS_ACTING: True}
+    options = {"sigmas": sigmas[:1], "cond_or_uncond": [0], RUN: call.run, IS_ACTING: True}
     conditions = {name: _expanded(value, count) for name, value in conditions.items()}
     arguments = {"x": noisy, "t": sigmas, "c_crossattn": text.expand(count, -1, -1), "transformer_options": options}
     own = ModelCall(call.run, call.model, call.family, arguments, conditions)

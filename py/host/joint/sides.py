@@ -42,7 +42,7 @@ class Sides:
         names = [FULL, OFF] if has_gain else [FULL]
         if any(self.exemplars):
             names += [name + WITHOUT_EXEMPLARS for name in names]
-        return run.keep(("biases", *self._key()), lambda: {name: self._bias(name) for name in names})
+        return run.get_or_make(("biases", *self._key()), lambda: {name: self._bias(name) for name in names})
 
     def _key(self) -> tuple:
         """Everything that the biases depend on."""
@@ -74,7 +74,7 @@ class Sides:
         def make() -> list[int]:
             return [int(self._weights(*row, FULL).mean(dim=1).argmax()) for row in self._rows()]
 
-        return self.call.run.keep(("main texts", *self._key()), make)
+        return self.call.run.get_or_make(("main texts", *self._key()), make)
 
     def _weights(self, part: Rows | None, frame: int, number: int | None, name: str) -> Tensor:
         """How much the cells of one row attend to every text, [t, n]."""
