@@ -46,13 +46,23 @@ def classes_with_own_cell(masks: Tensor) -> Tensor:
     return masks.amax(dim=(2, 3)) >= OWN_CELL
 
 
-def early_gain(sigma: float, early: float) -> float:
-    """Factor of the effect: `early` at pure noise, 1 at the clean image, in between by the share of noise s^2 / (1 + s^2).
+def noise_share(sigma: float, is_flow: bool = False) -> float:
+    """The share of noise in the variance of a latent of unit variance, 0 to 1.
+
+        s^2 / (1 + s^2)              image + s noise (eps and v prediction)
+        s^2 / (s^2 + (1 - s)^2)      (1 - s) image + s noise (rectified flow)
+    """
+    signal = 1 - sigma if is_flow else 1.0
+    return min(1.0, sigma**2 / (signal**2 + sigma**2))
+
+
+def early_gain(sigma: float, early: float, is_flow: bool = False) -> float:
+    """Factor of the effect: `early` at pure noise, 1 at the clean image, in between by the share of noise.
 
     The layout is decided while the latent is mostly noise. A base model was never trained on regional text and follows it only
     partly; a factor above 1 extrapolates in the same direction, as classifier-free guidance does.
     """
-    return 1 + (early - 1) * min(1.0, sigma**2 / (1 + sigma**2))
+    return 1 + (early - 1) * noise_share(sigma, is_flow)
 
 
 def class_weights(masks: Tensor, leak: float, base_weight: float, weights: Sequence[float] = ()) -> Tensor:

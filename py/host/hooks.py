@@ -27,6 +27,11 @@ def attention_blocks(unet: Any) -> dict[LayerKey, Any]:
     return found
 
 
+def has_unet(model: Any) -> bool:
+    """Whether this MODEL is a UNet, whose attention layers can be replaced one by one. Transformer models are handled in `joint`."""
+    return bool(attention_blocks(model.get_model_object("diffusion_model")))
+
+
 def text_layers(model: Any, node: str) -> list[LayerKey]:
     """Keys of the layers of this MODEL that read the text. Raises ValueError, naming the model, if it has none (Flux and its like)."""
     blocks = attention_blocks(model.get_model_object("diffusion_model"))

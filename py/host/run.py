@@ -13,6 +13,7 @@ from collections.abc import Callable, Hashable
 from typing import Any
 
 import torch
+from comfy.model_sampling import CONST
 from comfy.patcher_extension import CallbacksMP, WrappersMP
 
 from . import slots
@@ -68,6 +69,10 @@ class SamplingRun:
         sampling = self.patcher.get_model_object("model_sampling")
         first, last = self.get_or_make((percent, "sigmas"), lambda: percent.sigmas(sampling))
         return last <= self.sigma(options) <= first
+
+    def is_flow(self) -> bool:
+        """Whether sigma is the share of noise in (1 - sigma) image + sigma noise (rectified flow), not the noise on top of the image."""
+        return isinstance(self.patcher.get_model_object("model_sampling"), CONST)
 
     def weights_may_change(self) -> bool:
         """Scheduled LoRA hooks swap the base model's weights between calls: nothing projected by them may be kept."""

@@ -10,7 +10,7 @@ of a layer are ever touched.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -123,7 +123,7 @@ def sequence_bias(
     layout: Layout,
     weights: Tensor,
     *,
-    references: Tensor | None = None,
+    references: Mapping[int, Tensor] | None = None,
     separations: Sequence[Separation] = (),
     own: Tensor | None = None,
     extras: Sequence[ExtraKeys] = (),
@@ -137,26 +137,27 @@ def sequence_bias(
         cell p, cell p'              the sum of the separations, and own(p)
         cell p, extra key            see `ExtraKeys`; nothing else attends to extra keys
 
-    References beyond the given ones, and padding, are image tokens without a position: they count as the mean cell, or, where cells are
+    References without weights, and padding, are image tokens without a position: they count as the mean cell, or, where cells are
     kept apart, as a cell of the largest region, so that nothing passes from one region to another through them.
 
     Args:
         weights: w_r, [t, n] for the texts of the layout and its n cells, 0 or more.
-        references: w_j, [k, n] for the last k references of the layout; None leaves all of them to the model.
+        references: w_j [n] by the index j of a reference of the layout; those that are not named are left to the model.
         own: [n] what a cell adds to the logits of all cells, such as log(1 - rho).
 
     Returns:
         A bias with r = 1, on the weights' device.
     """
     builder = _Builder(layout, weights.device, sum(extra.count for extra in extras))
-    count = 0 if references is None else references.shape[0]
-    regional = layout.reference_spans()[len(layout.references) - count :] if count else []
+    spans = layout.reference_spans()
+    weighted = {index: w for index, w in (references or {}).items() if index < len(spans)}
+    regional = [spans[index] for index in weighted]
     largest = _largest_region(separations)
-    if weights.shape[0] > 1 or count or bool((weights != 1).any()):
+    if weights.shape[0] > 1 or regional or bool((weights != 1).any()):
         rest = weights.mean(dim=1) if largest is None else weights[:, largest].mean(dim=1)
         builder.add_texts(log_weights(weights), log_weights(rest), regional)
-    if references is not None and count:
-        builder.add_references(log_weights(references), regional)
+    if regional:
+        builder.add_references(log_weights(torch.stack(list(weighted.values()))), regional)
     for separation in separations:
         builder.add_separation(separation)
     if own is not None:

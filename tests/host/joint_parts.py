@@ -29,7 +29,7 @@ class Maps(Contribution):
         return None if self.weights is None else resized(self.weights, part.grid)
 
     def reference_weights(self, run, part):
-        return None if self.references is None else resized(self.references, part.grid)
+        return None if self.references is None else (0, resized(self.references, part.grid))
 
     def separation(self, run, part):
         if self.owner is None:

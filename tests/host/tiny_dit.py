@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -214,3 +215,22 @@ def sample(
         return comfy.sample.sample(
             model, noise, steps, cfg, "euler", "simple", positive, negative, torch.zeros(shape), disable_pbar=True, seed=1, **more
         )
+
+
+class TinyTextEncoder:
+    """The calls of the host's CLIP that encode a text as CONDITIONING; equal texts give equal numbers."""
+
+    def __init__(self, name: str):
+        self.name = name
+
+    def tokenize(self, text: str) -> str:
+        return text
+
+    def encode_from_tokens_scheduled(self, tokens: str) -> Any:
+        return conditioning(self.name, zlib.crc32(tokens.encode()), 4 + len(tokens.split()))
+
+
+def prompt(name: str, text: str, **more: Any) -> Any:
+    """What CLIP Text Encode gives for a text."""
+    [[tokens, values]] = TinyTextEncoder(name).encode_from_tokens_scheduled(text)
+    return [[tokens, {**values, **more}]]

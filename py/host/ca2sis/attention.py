@@ -25,9 +25,11 @@ from ...ca2sis.regional import (
 from ...semantic.masks import class_labels, present_names
 from ...semantic.semantic_map import SemanticMap
 from .. import grids, hooks, notices, padding
+from ..joint import families
 from ..run import SamplingRun, current_run
 from ..schedule import PercentRange
 from ..slots import as_conditional_rows
+from . import transformer
 
 NODE = "Class-Adaptive Attention"
 WHOLE_RUN = PercentRange()
@@ -50,12 +52,13 @@ class ClassPrompt:
 
     Args:
         classes: their names as the user typed them, in the words of whatever map they will meet.
-        tokens: [b, n, c].
+        tokens: [b, n, c], for Stable Diffusion without padding. conditioning: the whole, for transformer models.
     """
 
     classes: str
     tokens: Tensor
     weight: float
+    conditioning: Any = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,7 +150,7 @@ class Application:
             return (here >= self.settings.own_cells * there).to(device)[:, None, None]
 
         fine_enough = part.of(run.get_or_make((self, "fine enough", part.grid, part.view, device), make))
-        return self.settings.strength * early_gain(run.sigma(options), self.settings.early) * fine_enough
+        return self.settings.strength * early_gain(run.sigma(options), self.settings.early, run.is_flow()) * fine_enough
 
 
 @dataclass(frozen=True, eq=False)
@@ -258,7 +261,7 @@ def class_prompt(classes: str, conditioning: Any, weight: float = 1.0, prompts: 
     entries = list(conditioning or ())
     shorter = [[padding.without_padding(entry[0], entry[1].get("pooled_output")), *entry[1:]] for entry in entries]
     tokens = _tokens(shorter, f"{PROMPT}: the conditioning of {classes!r}")
-    return (prompts or ClassPrompts()).plus(ClassPrompt(classes, tokens, weight))
+    return (prompts or ClassPrompts()).plus(ClassPrompt(classes, tokens, weight, conditioning))
 
 
 def apply(model: Any, semantic_map: SemanticMap, prompts: ClassPrompts, base: Any = None, settings: Settings = DEFAULTS) -> Any:
@@ -268,10 +271,15 @@ def apply(model: Any, semantic_map: SemanticMap, prompts: ClassPrompts, base: An
         ValueError: before anything is sampled, naming what was found and what to do.
     """
     _check_settings(settings)
-    keys = hooks.text_layers(model, NODE)
+    is_unet = hooks.has_unet(model)
+    if not is_unet:
+        families.require_family(model, NODE)
+    keys = hooks.text_layers(model, NODE) if is_unet else []
     application = _resolved(semantic_map, prompts, base, settings)
     if application is None or settings.strength == 0.0 or settings.percent.empty:
         return model
+    if not is_unet:
+        return transformer.apply(model, application, base, NODE)
     _check_width(model, keys, application)
     chosen = [key for key in keys if key[0] in LAYERS[settings.layers]]
     techniques: dict[str, Any] = {"attn2": ClassText(application)}

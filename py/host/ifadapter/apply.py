@@ -20,6 +20,7 @@ from ..run import SamplingRun, current_run
 from ..schedule import PercentRange
 from ..slots import attention_of_own_rows
 from . import trained as ifadapter_trained
+from . import transformer
 from .trained import NODE, UPSTREAM, Adapter, Variant
 
 DEFAULTS = Settings()
@@ -154,6 +155,8 @@ def apply(
     percent = PercentRange.checked(start_percent, end_percent, NODE)
     if not 0.0 <= strength <= 2.0:  # also refuses NaN
         raise ValueError(f"{NODE}: strength is {strength}; it must be a number from 0 to 2.")
+    if not hooks.has_unet(model):
+        return transformer.apply(model, clip, instances, strength, percent, background, adapter, settings)
     keys = hooks.text_layers(model, NODE)
     if adapter is not None:
         ifadapter_trained.check_base(model, adapter)

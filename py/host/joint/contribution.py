@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..grids import Rows
+from ..grids import Rows, batch_error
 from ..schedule import PercentRange
 
 
@@ -56,11 +56,21 @@ class Contribution:
 
     def before_run(self, run: Any) -> None:
         """Raise ValueError here if an input cannot work with this run. Call the base class's method too."""
-        if len(run.latent_shape) == 5 and run.latent_shape[2] > 1:
+        shape = run.latent_shape
+        if len(shape) == 5 and shape[2] > 1:
             raise ValueError(
-                f"{self.node}: the latent has {run.latent_shape[2]} frames; on transformer models it works on single images only. Use a latent of "
-                "length 1."
+                f"{self.node}: the latent has {shape[2]} frames; on transformer models it works on single images only. Use a length of 1."
             )
+        widths = {entry["cross_attn"].shape[-1] for entry in _positive(run) if entry.get("cross_attn") is not None}
+        for conditioning in self.texts:
+            for tokens, *_ in conditioning:
+                if widths and tokens.shape[-1] not in widths:
+                    raise ValueError(
+                        f"{self.node}: the texts of regions have width {tokens.shape[-1]}, but the positive prompt has width {max(widths)}. "
+                        "Encode both with the CLIP of this MODEL."
+                    )
+                if tokens.shape[0] not in (1, shape[0]):
+                    raise batch_error(self.node, "the text of a region", tokens.shape[0], shape[0])
 
     def region_weights(self, run: Any, part: Rows) -> Tensor | None:
         """[f, 1 + r, h, w], how much every image cell attends to the texts so far (first) and to each of its own r texts."""
@@ -74,8 +84,12 @@ class Contribution:
     def separation(self, run: Any, part: Rows) -> tuple[Tensor, Tensor] | None:
         """(owner [f, h, w], between [k, k]): see `joint.bias.Separation`."""
 
-    def reference_weights(self, run: Any, part: Rows) -> Tensor | None:
-        """[f, k, h, w], how much every cell attends to each of the last k reference images of the conditioning; 0 not at all."""
+    def reference_weights(self, run: Any, part: Rows) -> tuple[int, Tensor] | None:
+        """(index of the first reference, weights [f, k, h, w]): how much every cell attends to k reference images of the conditioning.
+
+        They belong to regions from then on: they attend only to themselves, no text attends to them, and 0 is no effect at all. Holds
+        for unconditional rows too, since the references are part of their input.
+        """
 
     def exemplars(self, run: Any, part: Rows, call: Any) -> tuple[Exemplar, ...]:
         """Other images that the cells of this chunk attend to beside their own. `call` is the running `recording.ModelCall`."""
@@ -85,3 +99,8 @@ class Contribution:
 def overrides(contribution: Contribution, name: str) -> bool:
     """Whether a contribution answers this question at all."""
     return getattr(type(contribution), name) is not getattr(Contribution, name)
+
+
+def _positive(run: Any) -> list[dict[str, Any]]:
+    """The positive conditions of a run, as the host keeps them."""
+    return (getattr(run.guider, "conds", None) or {}).get("positive") or []

@@ -113,8 +113,8 @@ def require_family(model: Any, node: str, also: str = "Stable Diffusion 1.x, 2.x
 
 def require_references(model: Any, node: str) -> Family:
     """The family of a MODEL that reads reference images itself. Raises ValueError that names those that do."""
-    family = find_family(model)
-    if family is None or not (family.has_references or has_reference_tokens(model.model)):
+    family, network = find_family(model), plain_network(model.get_model_object("diffusion_model"))
+    if family is None or not ((family.has_references and _reads_references(network)) or has_reference_tokens(model.model)):
         raise ValueError(
             f"{node}: this MODEL is {hooks.model_name(model)}, which has no reference images of its own. Load {WITH_REFERENCES}."
         )
@@ -124,6 +124,11 @@ def require_references(model: Any, node: str) -> Family:
 def has_reference_tokens(model: Any) -> bool:
     """Whether the host's model object appends reference tokens and counts them itself (see `reference_counts`)."""
     return hasattr(model, "reference_tokens")
+
+
+def _reads_references(network: Any) -> bool:
+    """False for a Krea 2 that was not trained for editing: it ignores references unless a node chooses how they are numbered."""
+    return getattr(network, "default_ref_method", "index") is not None
 
 
 def image_grid(family: Family, network: Any, latent: Any) -> Grid:
@@ -140,10 +145,11 @@ def reference_counts(family: Family, model: Any, latent: Any, conditions: dict[s
     """
     if has_reference_tokens(model):
         return tuple(model.reference_tokens(latent, conditions))
-    if not family.has_references:
+    network = plain_network(model.diffusion_model)
+    if not family.has_references or (not _reads_references(network) and not conditions.get("ref_latents_method")):
         return ()
     counts = []
     for reference in conditions.get("ref_latents") or ():
-        rows, columns = image_grid(family, model.diffusion_model, reference)
+        rows, columns = image_grid(family, network, reference)
         counts.append(rows * columns * (reference.shape[2] if reference.ndim == 5 else 1))
     return tuple(counts)

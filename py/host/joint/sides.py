@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -83,8 +82,9 @@ class Sides:
         for contribution in self.contributions:
             if part is None or number is None or (name.startswith(OFF) and overrides(contribution, "gain")):
                 continue
-            found = self._frame(contribution.region_weights(self.call.run, part), part, frame)
-            if found is not None:
+            answer = contribution.region_weights(self.call.run, part)
+            if answer is not None:
+                found = self._frame(answer, part, frame)
                 weights = weights * found[:1]
                 own_texts = {owner: given * found[:1] for owner, given in own_texts.items()}
                 own_texts[contribution] = found[1:]
@@ -97,14 +97,16 @@ class Sides:
 
     def _row(self, part: Rows | None, frame: int, number: int | None, name: str) -> Bias:
         separations: list[Separation] = []
-        references = None
+        references: dict[int, Tensor] = {}
         for contribution in self.contributions:
             separations += self._separations(contribution, None if number is None else part, frame)
-            if part is not None and self.layout.references:
-                found = self._frame(contribution.reference_weights(self.call.run, part), part, frame)
-                if found is not None:
-                    found = found[-len(self.layout.references) :]
-                    references = found if references is None else references * found
+            if part is None or not self.layout.references:
+                continue
+            found = contribution.reference_weights(self.call.run, part)
+            if found is not None:
+                first, weights = found
+                for index, values in enumerate(self._frame(weights, part, frame), start=first):
+                    references[index] = references[index] * values if index in references else values
         with_exemplars = not name.endswith(WITHOUT_EXEMPLARS)
         own, extras = self._extras(number, frame) if with_exemplars else (None, [])
         return sequence_bias(
@@ -116,10 +118,8 @@ class Sides:
             extras=extras,
         )
 
-    def _frame(self, batch: Tensor | None, part: Any, frame: int) -> Tensor | None:
+    def _frame(self, batch: Tensor, part: Rows, frame: int) -> Tensor:
         """The answer [f, k, h, w] for one row, [k, n]."""
-        if batch is None:
-            return None
         chosen = batch[0] if batch.shape[0] == 1 else batch[part.frames[frame]]
         return chosen.flatten(1).float().to(self.device)
 

@@ -19,6 +19,11 @@ class Text:
     mask: Tensor | None
 
 
+def encode_phrase(clip: Any, phrase: str) -> Any:
+    """A phrase as CONDITIONING, through the text encoders of the MODEL's family and their prompt template, as CLIP Text Encode does."""
+    return clip.encode_from_tokens_scheduled(clip.tokenize(phrase))
+
+
 def encode(model: Any, conditioning: Any, latent: Tensor) -> list[Text]:
     """The texts of a CONDITIONING, one per entry, as this model (the host's model object) would receive them.
 
