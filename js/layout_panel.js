@@ -1,12 +1,17 @@
 /** The whole editor without the host: tools, picture, list, text view, status; its value is the text of the JSON. */
 
+import { download, element, fileInput, stored, tool } from "./base_dom.js";
+import { isolate, keepKey } from "./base_host.js";
+import { Fields } from "./layout_fields.js";
 import { History, item, moved, parse, reordered, toText, toUpstream } from "./layout_state.js";
-import { List, tool } from "./layout_list.js";
-import { Stage, element } from "./layout_stage.js";
+import { List } from "./layout_list.js";
+import { Stage } from "./layout_stage.js";
 import { addStyle } from "./layout_style.js";
 
 const GRIDS = [0, 8, 16, 32, 64]; // pixels
 const GRID_KEY = "Exemplary.LayoutEditor.Grid"; // a habit of the user, not a part of the layout
+const SIZE_STEP = 8; // of the node's width and height
+const SIZES = [16, 8192];
 const TRAINED = 10; // as many instances as the published weights were trained with
 
 export class Panel {
@@ -14,13 +19,16 @@ export class Panel {
    * @param words (key, values) -> text.
    * @param told called with the text after every change by the user.
    * @param settled called when a gesture or an entry is over: the time to remember the workflow.
+   * @param resized (width, height): the user wants another size of the node.
+   * @param disconnect called when the incoming instances were adopted.
    */
-  constructor({ words, told, settled }) {
+  constructor({ words, told, settled, resized, disconnect }) {
     addStyle();
-    Object.assign(this, { words, told, settled });
+    Object.assign(this, { words, told, settled, resized, disconnect });
     this.history = new History();
     this.selected = null;
-    this.size = { width: 512, height: 512 };
+    this.size = { width: 512, height: 512, known: true, linked: false };
+    this.given = { items: [], complete: true, linked: false }; // the incoming instances
     this.text = "[]";
     this.caption = ""; // of an imported IFAdapter layout, for its export
     this.foreign = false; // the text is an IFAdapter layout, whose pixels follow the size
@@ -29,64 +37,53 @@ export class Panel {
     this.local = null; // address of a background picture from this machine, in memory only
     this.connected = null; // of the connected image
     this.notice = null; // said once in place of the summary
-    this.grid = GRIDS.includes(Number(stored())) ? Number(stored()) : 16;
+    this.grid = GRIDS.includes(Number(stored(GRID_KEY, 16))) ? Number(stored(GRID_KEY, 16)) : 16;
     this.stage = new Stage(this);
     this.list = new List(this);
+    this.fields = new Fields(this);
     this.build();
     this.update();
   }
 
   build() {
     const { words } = this;
-    const open = (accept, load) => {
-      const input = element("input", "", { type: "file", accept, hidden: "", tabindex: "-1" });
-      input.addEventListener("change", () => {
-        if (input.files[0]) load(input.files[0]);
-        input.value = "";
-      });
-      return input;
-    };
-    this.imageFile = open("image/*", (file) => this.showImage(file));
-    this.jsonFile = open(".json,application/json", (file) => this.load(file));
+    this.imageFile = fileInput("image/*", (file) => this.showImage(file));
+    this.jsonFile = fileInput(".json,application/json", (file) => this.load(file));
     this.tools = {
       undo: tool("", { icon: "undo", label: words("undo"), act: () => this.step("undo") }),
       redo: tool("", { icon: "redo", label: words("redo"), act: () => this.step("redo") }),
       grid: tool("", { icon: "grid", act: () => this.nextGrid() }),
       image: tool("", { icon: "image", label: words("image"), act: () => this.imageFile.click() }),
       noImage: tool("", { icon: "noImage", label: words("noImage"), act: () => this.showImage(null) }),
+      imageSize: tool("", { icon: "imageSize", act: () => this.takeImageSize() }),
+      clear: tool("", { icon: "clear", label: words("clear"), act: () => this.clear() }),
+      adopt: tool("", { icon: "adopt", act: () => this.adopt() }),
       load: tool("", { icon: "load", label: words("load"), act: () => this.jsonFile.click() }),
       save: tool("", { icon: "save", text: "JSON", label: words("save"), act: () => this.save("layout.json", toText(this.items)) }),
-      saveLayout: tool("", { icon: "save", text: "IFA", label: words("saveLayout"), act: () => this.saveLayout() }),
+      saveLayout: tool("", { icon: "save", text: "IFAdapter", label: words("saveLayout"), act: () => this.saveLayout() }),
       text: tool("", { icon: "text", label: words("text"), act: () => this.showText(!this.textShown) }),
     };
-    const { undo, redo, grid, image, noImage, load, save, saveLayout, text } = this.tools;
-    const row = [undo, redo, grid, image, noImage].map(({ holder }) => holder);
-    row.push(element("span", "exl-space"), ...[load, save, saveLayout, text].map(({ holder }) => holder));
-    this.toolbar = element("div", "exl-tools", { role: "toolbar", "aria-label": words("tools") }, row);
+    const { undo, redo, grid, image, noImage, imageSize, clear, adopt, load, save, saveLayout, text } = this.tools;
+    const row = [undo, redo, clear, grid, image, noImage, imageSize, adopt].map(({ holder }) => holder);
+    row.push(element("span", "exb-space"), ...[load, save, saveLayout, text].map(({ holder }) => holder));
+    this.toolbar = element("div", "exb-tools", { role: "toolbar", "aria-label": words("tools") }, row);
     this.area = element("textarea", "exl-text", { spellcheck: "false", "aria-label": words("text") });
     this.area.addEventListener("input", () => this.typeText(this.area.value));
     this.area.addEventListener("change", () => this.settled());
-    this.status = element("div", "exl-status", { role: "status" });
+    this.status = element("div", "exb-status exl-status", { role: "status" });
     const files = [this.imageFile, this.jsonFile];
     // "widget-expands" lets the row take the node's free height in the Vue renderer.
-    this.root = element("div", "exl widget-expands", { role: "group", "aria-label": words("editor") });
-    this.root.append(this.toolbar, this.stage.root, this.list.root, this.area, this.status, ...files);
+    this.root = element("div", "exb exl widget-expands", { role: "group", "aria-label": words("editor") });
+    this.root.append(this.toolbar, this.stage.root, this.fields.root, this.list.root, this.area, this.status, ...files);
     this.guard();
   }
 
-  /** What happens in the editor stays in the editor: no dragging of nodes, no host shortcuts, no file that replaces the workflow. */
   guard() {
-    for (const name of ["pointerdown", "pointermove", "pointerup", "dblclick"]) {
-      this.root.addEventListener(name, (event) => event.button !== 1 && !(event.buttons & 4) && event.stopPropagation());
-    }
+    isolate(this.root);
     this.root.addEventListener("keydown", (event) => this.key(event));
     this.root.addEventListener("copy", (event) => this.copy(event));
     this.root.addEventListener("cut", (event) => this.copy(event) && this.remove(this.selected));
     this.root.addEventListener("paste", (event) => this.paste(event));
-    this.root.addEventListener("dragover", (event) => {
-      event.preventDefault();
-      event.stopPropagation();
-    });
     this.root.addEventListener("drop", (event) => this.drop(event));
   }
 
@@ -94,6 +91,16 @@ export class Panel {
 
   get items() {
     return this.history.items;
+  }
+
+  /** Instances of other nodes. */
+  get incoming() {
+    return this.given.items;
+  }
+
+  /** How many instances come before the first item: numbers and colours are those of the result. */
+  get offset() {
+    return this.given.items.length;
   }
 
   /** One pixel of the picture. */
@@ -143,13 +150,41 @@ export class Panel {
   }
 
   remove(id) {
+    const inList = this.list.root.contains(document.activeElement);
     const index = this.items.findIndex((entry) => entry.id === id);
     if (index < 0) return;
     const left = this.items.toSpliced(index, 1);
     this.selected = left[Math.min(index, left.length - 1)]?.id ?? null;
     this.replace(left);
-    this.stage.focus(this.selected);
+    if (inList && this.selected !== null) this.list.focus(this.selected);
+    else this.stage.focus(this.selected);
     this.settle();
+  }
+
+  clear() {
+    if (!this.items.length) return;
+    this.selected = null;
+    this.replace([]);
+    this.stage.focus(null);
+    this.settle();
+  }
+
+  /** Make the incoming instances boxes of this node, before its own, and cut the link that brought them. */
+  adopt() {
+    const { items, complete } = this.given;
+    if (!items.length || !complete) return;
+    this.given = { items: [], complete: true, linked: false };
+    this.replace([...items, ...this.items]);
+    this.disconnect();
+    this.settle();
+  }
+
+  /** Width and height of the image behind, in the node's steps. */
+  takeImageSize() {
+    const { naturalWidth, naturalHeight } = this.stage.image;
+    if (!naturalWidth || this.size.linked) return;
+    const rounded = (side) => Math.min(Math.max(Math.round(side / SIZE_STEP) * SIZE_STEP, SIZES[0]), SIZES[1]);
+    this.resized(rounded(naturalWidth), rounded(naturalHeight));
   }
 
   /** One place up or down in the order. */
@@ -196,7 +231,7 @@ export class Panel {
   }
 
   setSize(size) {
-    if (size.width === this.size.width && size.height === this.size.height) return;
+    if (["width", "height", "known", "linked"].every((name) => size[name] === this.size[name])) return;
     this.size = size;
     if (this.foreign) this.history.reset(this.read() ?? []);
     this.update();
@@ -205,6 +240,13 @@ export class Panel {
   setConnected(address) {
     if (address === this.connected) return;
     this.connected = address;
+    this.update();
+  }
+
+  setIncoming(given) {
+    const plain = ({ items, complete, linked }) => JSON.stringify([items.map(({ box, phrase, strength }) => [box, phrase, strength]), complete, linked]);
+    if (plain(given) === plain(this.given)) return;
+    this.given = given;
     this.update();
   }
 
@@ -266,9 +308,7 @@ export class Panel {
   }
 
   save(name, text) {
-    const address = URL.createObjectURL(new Blob([text], { type: "application/json" }));
-    element("a", "", { href: address, download: name }).click();
-    setTimeout(() => URL.revokeObjectURL(address), 10_000);
+    download(name, [text], "application/json");
   }
 
   drop(event) {
@@ -300,7 +340,7 @@ export class Panel {
 
   nextGrid() {
     this.grid = GRIDS[(GRIDS.indexOf(this.grid) + 1) % GRIDS.length];
-    stored(this.grid);
+    stored(GRID_KEY, 16, this.grid);
     this.update();
   }
 
@@ -315,13 +355,9 @@ export class Panel {
     else if (control && letter === "z") this.step(event.shiftKey ? "redo" : "undo");
     else if (control && letter === "y") this.step("redo");
     else if (control && letter === "a") done = true; // nothing here is text to select
-    else if (this.stage.root.contains(event.target)) done = this.boxKey(event, control);
+    else if (this.stage.root.contains(event.target) || this.list.root.contains(event.target)) done = this.boxKey(event, control);
     else done = false;
-    if (done) event.preventDefault();
-    // Shortcuts such as "run" and "save" still reach the host, as they do from its own text fields.
-    const texts = control && ["a", "c", "v", "x", "y", "z"].includes(letter);
-    const modifier = ["Shift", "Control", "Alt", "Meta"].includes(event.key);
-    if (done || texts || (!control && !modifier) || event.key === "Delete" || event.key === "Backspace") event.stopPropagation();
+    keepKey(event, done);
   }
 
   boxKey(event, control) {
@@ -339,19 +375,34 @@ export class Panel {
 
   update() {
     const focused = this.root.contains(document.activeElement) ? document.activeElement : null;
-    const { undo, redo, grid, noImage, text } = this.tools;
+    const { undo, redo, grid, noImage, imageSize, clear, adopt, text } = this.tools;
     undo.set({ disabled: this.error !== null || !this.history.canUndo });
     redo.set({ disabled: this.error !== null || !this.history.canRedo });
     const gridLabel = this.grid ? this.words("grid", { pixels: this.grid }) : this.words("noGrid");
     grid.set({ text: this.grid ? String(this.grid) : "", label: gridLabel, pressed: this.grid > 0 });
     noImage.holder.hidden = !this.local;
+    clear.set({ disabled: this.items.length === 0 });
+    imageSize.set({
+      hidden: !(this.local ?? this.connected),
+      disabled: this.size.linked,
+      label: this.words(this.size.linked ? "imageSizeLinked" : "imageSize"),
+    });
+    const { items: given, complete } = this.given;
+    adopt.set({
+      hidden: !given.length,
+      disabled: !complete,
+      text: String(given.length),
+      label: this.words(complete ? "adopt" : "adoptUnknown", { count: given.length }),
+    });
     text.set({ pressed: this.textShown, disabled: this.error !== null });
     this.stage.root.hidden = this.list.root.hidden = this.textShown;
     this.area.hidden = !this.textShown;
     if (this.area.value !== this.text) this.area.value = this.text;
     this.stage.update({ ...this.size, background: this.local ?? this.connected });
     this.list.update();
-    this.status.classList.toggle("exl-error", this.error !== null);
+    this.fields.update();
+    this.fields.root.hidden ||= this.textShown;
+    this.status.classList.toggle("exb-error", this.error !== null);
     const said = this.error ? this.words(...this.error) : (this.notice ?? this.summary());
     if (this.status.textContent !== said) this.status.textContent = said;
     // A focused element that went away or moved in the document must not leave the keyboard to the graph.
@@ -362,10 +413,13 @@ export class Panel {
   }
 
   summary() {
-    const { items, size, words } = this;
+    const { items, size, words, given } = this;
+    if (!size.known) return words("sizeUnknown", { ...size });
+    if (!given.complete) return words("incomingUnknown");
     const wordless = items.filter(({ phrase }) => !phrase.trim()).length;
     if (wordless) return words("wordless", { count: wordless });
     if (items.length > TRAINED) return words("many", { count: items.length, most: TRAINED });
+    if (given.items.length) return words("summaryIncoming", { count: items.length, given: given.items.length, ...size });
     return words("summary", { count: items.length, ...size });
   }
 
@@ -373,15 +427,6 @@ export class Panel {
   destroy() {
     if (this.local) URL.revokeObjectURL(this.local);
     this.local = null;
-  }
-}
-
-/** The grid that this browser's user chose last; a browser without storage forgets it. */
-function stored(value) {
-  try {
-    if (value !== undefined) localStorage.setItem(GRID_KEY, String(value));
-    return localStorage.getItem(GRID_KEY) ?? "16";
-  } catch {
-    return "16";
+    this.stage.destroy();
   }
 }

@@ -2,30 +2,25 @@
  * The picture of a layout: one element a box, drawn, moved and resized by pointer and keys.
  *
  * Boxes are <input type="button">: focusable, spoken, and of the one kind of element whose Ctrl+Z the host leaves alone (it listens on the
- * window in the capture phase and asks document.activeElement). All places are in percent, so any zoom of the graph and any size of the node
+ * window in the capture phase and asks document.activeElement). All positions are in percent, so any zoom of the graph and any size of the node
  * stay sharp; pointers are read relative to the picture's rectangle, so a scaled parent does not matter.
  */
 
+import { element } from "./base_dom.js";
 import { boxBetween, colour, moved, resized } from "./layout_state.js";
 
 const HANDLES = ["nw", "n", "ne", "e", "se", "s", "sw", "w"];
 const ARROWS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
 const CLICK = 4; // screen pixels: less is a click, not a drag
 
-/** An element with a class, attributes and children. */
-export function element(tag, name, attributes = {}, children = []) {
-  const made = document.createElement(tag);
-  if (name) made.className = name;
-  for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
-  made.append(...children);
-  return made;
-}
+const DOUBLE_MS = 500; // between the taps of a double tap
 
 const percent = (value) => `${value * 100}%`;
 const area = ([x0, y0, x1, y1]) => (x1 - x0) * (y1 - y0);
 
 /**
- * @param owner what the stage asks and tells: `items`, `selected` (id or null), `steps` ([x, y] of the grid, 0 for none), `pixel` ([x, y]),
+ * @param owner what the stage asks and tells: `items`, `incoming` (items of other nodes, only shown), `offset`
+ *   (how many instances come before the first item), `selected` (id or null), `steps` ([x, y] of the grid, 0 for none), `pixel` ([x, y]),
  *   `words(key, values)`, `select(id)`, `draw(box)`, `change(id, values, kind)`, `settle()`, `keys(event)`.
  */
 export class Stage {
@@ -33,9 +28,14 @@ export class Stage {
     this.owner = owner;
     this.boxes = new Map(); // id -> {frame, button, tag, label}
     this.editing = null; // id of the item whose phrase is open
+    this.pressed = null; // id of the item that was pressed last; a captured pointer's dblclick does not name it
+    this.tapped = 0; // when a finger or pen tapped it
+    this.fingers = new Set(); // pointers of touches that are down
+    this.cancel = null; // ends the running gesture
     this.image = element("img", "exl-image", { alt: "", draggable: "false" });
     this.grid = element("div", "exl-grid");
     this.hint = element("div", "exl-hint");
+    this.ghosts = element("div", "exl-tags", { "aria-hidden": "true" });
     this.tags = element("div", "exl-tags", { "aria-hidden": "true" }); // above all boxes, so that every phrase can be read
     this.rubber = element("div", "exl-rubber");
     this.handles = element("div", "exl-handles");
@@ -44,17 +44,24 @@ export class Stage {
     // Holds the keyboard when no box does, so that undo stays here; Enter draws a box without a mouse.
     this.sink = element("input", "exl-sink", { type: "button", value: "" });
     this.picture = element("div", "exl-picture", { role: "group" });
-    this.picture.append(this.image, this.grid, this.sink, this.hint, this.tags, this.rubber, this.handles, this.field);
+    this.picture.append(this.image, this.grid, this.ghosts, this.sink, this.hint, this.tags, this.rubber, this.handles, this.field);
     this.root = element("div", "exl-stage", {}, [this.picture]);
     this.listen();
   }
 
+  /** The node is gone. */
+  destroy() {
+    this.gone.abort();
+  }
+
   listen() {
+    this.gone = new AbortController();
     this.picture.addEventListener("pointerdown", (event) => this.press(event));
-    this.picture.addEventListener("dblclick", (event) => {
-      const id = this.idOf(event.target);
-      if (id !== null) this.edit(id);
-    });
+    this.picture.addEventListener("dblclick", () => this.pressed !== null && this.edit(this.pressed));
+    this.picture.addEventListener("contextmenu", (event) => this.fingers.size && event.preventDefault()); // of a long press
+    for (const name of ["pointerup", "pointercancel"]) {
+      window.addEventListener(name, (event) => this.fingers.delete(event.pointerId), { capture: true, signal: this.gone.signal });
+    }
     this.picture.addEventListener("keydown", (event) => this.key(event));
     this.picture.addEventListener("focusin", (event) => {
       const id = this.idOf(event.target);
@@ -71,7 +78,7 @@ export class Stage {
 
   /** Draw what the owner holds. */
   update({ width, height, background }) {
-    const { items, selected, steps, words } = this.owner;
+    const { items, incoming, selected, steps, words, offset } = this.owner;
     this.picture.style.setProperty("--exl-ratio", String(width / height));
     this.picture.setAttribute("aria-label", words("stage", { width, height, count: items.length }));
     if (this.image.getAttribute("src") !== (background ?? null)) {
@@ -80,15 +87,16 @@ export class Stage {
     this.image.hidden = !background;
     this.grid.hidden = !steps[0];
     if (!this.grid.hidden) this.gridLines(steps);
-    this.hint.hidden = items.length > 0;
+    this.hint.hidden = items.length + incoming.length > 0;
     this.hint.textContent = words("hint");
     this.sink.setAttribute("aria-label", words("add"));
+    this.drawGhosts();
     this.drawBoxes(items, selected);
     const chosen = items.find(({ id }) => id === selected);
     this.handles.hidden = !chosen;
     if (chosen) {
       place(this.handles, chosen.box);
-      this.handles.style.setProperty("--exl-colour", rgb(items.indexOf(chosen)));
+      this.handles.style.setProperty("--exl-colour", rgb(items.indexOf(chosen) + offset));
     }
     this.placeField();
   }
@@ -100,7 +108,21 @@ export class Stage {
     this.grid.style.backgroundImage = `${lines("to right", x * every)}, ${lines("to bottom", y * every)}`;
   }
 
+  /** The boxes of the incoming instances, behind the node's own. */
+  drawGhosts() {
+    const { incoming } = this.owner;
+    while (this.ghosts.children.length > incoming.length) this.ghosts.lastChild.remove();
+    incoming.forEach(({ box, phrase }, index) => {
+      if (!this.ghosts.children[index]) this.ghosts.append(element("div", "exl-ghost", {}, [element("span", "exl-label", { dir: "auto" })]));
+      const ghost = this.ghosts.children[index];
+      place(ghost, box);
+      ghost.style.setProperty("--exl-colour", rgb(index));
+      ghost.firstChild.textContent = `${index + 1} ${phrase}`;
+    });
+  }
+
   drawBoxes(items, selected) {
+    const { offset } = this.owner;
     const gone = new Set(this.boxes.keys());
     // Small boxes lie on top, as in Instance Map Preview, so that every box can be reached.
     const order = items.map(({ box }, index) => [area(box), index]).sort((a, b) => b[0] - a[0] || a[1] - b[1]);
@@ -111,11 +133,11 @@ export class Stage {
       place(frame, entry.box);
       place(tag, entry.box);
       frame.style.zIndex = String(layer.get(index));
-      for (const part of [frame, tag]) part.style.setProperty("--exl-colour", rgb(index));
+      for (const part of [frame, tag]) part.style.setProperty("--exl-colour", rgb(index + offset));
       frame.classList.toggle("exl-selected", entry.id === selected);
       for (const part of [frame, tag]) part.classList.toggle("exl-wordless", !entry.phrase.trim());
       frame.style.setProperty("--exl-strength", String(Math.min(entry.strength, 1)));
-      label.textContent = `${index + 1} ${entry.phrase.trim() || this.owner.words("noPhrase")}`;
+      label.textContent = `${index + offset + 1} ${entry.phrase.trim() || this.owner.words("noPhrase")}`;
       button.setAttribute("aria-label", this.spoken(entry, index));
       button.setAttribute("aria-pressed", String(entry.id === selected));
       // The order of focus is the order of the list.
@@ -146,7 +168,7 @@ export class Stage {
 
   spoken({ box, phrase }, index) {
     const [left, top, right, bottom] = box.map((value) => Math.round(value * 100));
-    const values = { number: index + 1, phrase: phrase.trim() || this.owner.words("noPhrase"), left, top };
+    const values = { number: index + this.owner.offset + 1, phrase: phrase.trim() || this.owner.words("noPhrase"), left, top };
     return this.owner.words("box", { ...values, width: right - left, height: bottom - top });
   }
 
@@ -164,10 +186,15 @@ export class Stage {
   press(event) {
     if (event.button !== 0 || event.target === this.field) return;
     event.preventDefault(); // no selection of text, no native drag; focus is ours to give
+    if (event.pointerType === "touch") this.fingers.add(event.pointerId);
+    if (this.fingers.size > 1) this.cancel?.(); // a pinch draws nothing
+    if (this.cancel || this.fingers.size > 1) return; // one gesture at a time
     const handle = event.target.dataset?.handle;
     const id = handle ? this.owner.selected : event.shiftKey ? null : this.idOf(event.target);
     const entry = this.owner.items.find((one) => one.id === id);
     if (this.editing !== null) this.close();
+    this.tapped = this.pressed === id && event.pointerType !== "mouse" ? this.tapped : 0;
+    this.pressed = handle ? null : (entry?.id ?? null);
     if (entry && !handle) {
       this.owner.select(entry.id);
       this.focus(entry.id);
@@ -202,17 +229,23 @@ export class Stage {
       const box = handle ? resized(entry.box, handle, at, steps) : moved(entry.box, at[0] - start[0], at[1] - start[1], steps);
       this.owner.change(entry.id, { box }, kind);
     };
-    const end = (finished) => {
+    const end = (finished, at = 0) => {
       stop.abort();
+      this.cancel = null;
       this.rubber.classList.remove("exl-on");
       if (!finished && entry && moving) this.owner.change(entry.id, { box: entry.box }, kind);
       if (finished && drawn) this.owner.draw(drawn);
       else this.owner.settle();
+      if (moving || !entry || handle || !finished || event.pointerType === "mouse") return;
+      const twice = at - this.tapped < DOUBLE_MS;
+      this.tapped = twice ? 0 : at;
+      if (twice) this.edit(entry.id);
     };
+    this.cancel = () => end(false);
     const { signal } = stop;
     this.picture.addEventListener("pointermove", move, { signal });
-    this.picture.addEventListener("pointerup", (next) => next.pointerId === pointer && end(true), { signal });
-    this.picture.addEventListener("pointercancel", () => end(false), { signal });
+    this.picture.addEventListener("pointerup", (next) => next.pointerId === pointer && end(true, next.timeStamp), { signal });
+    this.picture.addEventListener("pointercancel", (next) => next.pointerId === pointer && end(false), { signal });
     window.addEventListener("keydown", (next) => {
       if (next.key !== "Escape") return;
       next.preventDefault();
@@ -295,7 +328,7 @@ export class Stage {
     const [x0, y0, x1] = this.owner.items[index].box;
     const width = Math.min(Math.max(x1 - x0, 0.5), 1);
     Object.assign(this.field.style, { left: percent(Math.min(x0, 1 - width)), top: percent(Math.min(y0, 0.8)), width: percent(width) });
-    this.field.style.setProperty("--exl-colour", rgb(index));
+    this.field.style.setProperty("--exl-colour", rgb(index + this.owner.offset));
   }
 }
 

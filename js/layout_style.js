@@ -1,25 +1,10 @@
-/** The editor's looks, in the colours of the host's theme. */
+/** The layout editor's looks; what it shares with the painter is in base_style.js. */
+
+import { addStyle as add } from "./base_style.js";
 
 const CSS = `
-.exl { box-sizing: border-box; display: flex; flex-direction: column; gap: 4px; width: 100%; height: 100%; min-height: 320px; padding: 4px;
-  font: 12px/1.35 Inter, system-ui, sans-serif; color: var(--input-text, #ddd); background: var(--comfy-menu-bg, #353535);
-  border: 1px solid var(--border-color, #4e4e4e); border-radius: 8px; user-select: none; cursor: default; overflow: hidden; }
-.exl *, .exl *::before { box-sizing: border-box; }
-.exl [hidden] { display: none !important; }
-.exl :is(.exl-words, .exl-strength, textarea) { font: inherit; color: inherit; background: var(--comfy-input-bg, #222);
-  border: 1px solid transparent; border-radius: 5px; outline: none; }
-.exl :is(input, textarea):focus-visible { outline: 2px solid var(--p-primary-color, #60a5fa); outline-offset: 0; }
-.exl-tools { display: flex; flex-wrap: wrap; gap: 3px; align-items: center; }
-.exl-tool { position: relative; display: inline-flex; align-items: center; justify-content: center; gap: 3px; height: 24px; min-width: 24px;
-  padding: 0 4px; background: var(--comfy-input-bg, #222); border: 1px solid transparent; border-radius: 5px; }
-.exl-tool:has(input:disabled) { opacity: 0.35; }
-.exl-tool:has(input:hover:not(:disabled)) { border-color: var(--border-color, #4e4e4e); filter: brightness(1.25); }
-.exl-tool:has(input[aria-pressed="true"]) { color: var(--p-primary-color, #60a5fa); }
-.exl-tool svg { width: 14px; height: 14px; fill: none; stroke: currentColor; stroke-width: 1.6; stroke-linecap: round; stroke-linejoin: round; }
-.exl .exl-tool input { position: absolute; inset: -1px; margin: 0; padding: 0; background: none; border: 0; border-radius: 5px; cursor: pointer; }
-.exl .exl-tool input:disabled { cursor: default; }
-.exl-space { flex: 1; }
-.exl-stage { position: relative; flex: 3 1 180px; min-height: 140px; container-type: size; display: grid; place-items: center;
+.exl { min-height: 360px; }
+.exl-stage { position: relative; flex: 3 1 180px; min-height: 150px; container-type: size; display: grid; place-items: center;
   background: var(--bg-color, #202020); border-radius: 5px; overflow: hidden; }
 .exl-picture { position: relative; width: min(100cqw - 10px, (100cqh - 10px) * var(--exl-ratio, 1)); aspect-ratio: var(--exl-ratio, 1);
   background: var(--comfy-input-bg, #222); box-shadow: 0 0 0 1px var(--border-color, #4e4e4e); cursor: crosshair; touch-action: none;
@@ -33,7 +18,7 @@ const CSS = `
 .exl-tags { position: absolute; inset: 0; z-index: 99999; pointer-events: none; }
 .exl-box, .exl-tag { position: absolute; }
 .exl-box .exl-button { position: absolute; inset: 0; width: 100%; height: 100%; margin: 0; padding: 0; cursor: move; border-radius: 2px;
-  border: 1.5px solid rgb(var(--exl-colour)); background: rgb(var(--exl-colour) / calc(0.08 + 0.16 * var(--exl-strength, 1))); }
+  box-shadow: 0 0 0 1px rgb(0 0 0 / 0.3); border: 1.5px solid rgb(var(--exl-colour)); background: rgb(var(--exl-colour) / calc(0.08 + 0.16 * var(--exl-strength, 1))); }
 .exl-box.exl-selected .exl-button { border-width: 2px; background: rgb(var(--exl-colour) / calc(0.16 + 0.2 * var(--exl-strength, 1))); }
 .exl-box.exl-wordless .exl-button { border-style: dashed; }
 .exl-label { position: absolute; left: 0; top: 0; max-width: 100%; padding: 0 4px; max-height: 100%; overflow: hidden;
@@ -52,29 +37,31 @@ const CSS = `
 .exl-sw { left: 0; top: 100%; cursor: nesw-resize; } .exl-w { left: 0; top: 50%; cursor: ew-resize; }
 .exl .exl-field { position: absolute; z-index: 100002; padding: 2px 5px; resize: none; user-select: text; cursor: text;
   border: 2px solid rgb(var(--exl-colour)); background: var(--comfy-input-bg, #222); }
-.exl-list { flex: 0 0 27%; min-height: 29px; margin: 0; padding: 1px; overflow-y: auto; list-style: none; display: flex;
-  flex-direction: column; gap: 3px; scrollbar-width: thin; }
+.exl-ghost { position: absolute; border: 2px dashed rgb(var(--exl-colour)); opacity: 0.9; pointer-events: none; border-radius: 2px; }
+.exl-fields { display: flex; gap: 8px; align-items: center; color: var(--descrip-text, #999); }
+.exl-fields label { display: flex; flex: 1; gap: 4px; align-items: center; min-width: 0; }
+.exl-fields .exb-field { flex: 1; width: 0; padding-right: 1px; color: var(--input-text, #ddd); }
+/* Its rows do not ask for height: the list scrolls inside of the node and never makes the node grow. */
+.exl-list { flex: 1 1 92px; min-height: 58px; max-height: calc(2px + var(--exl-rows, 1) * var(--exl-row)); contain: size; margin: 0; padding: 1px;
+  overflow-y: auto; list-style: none; display: flex; flex-direction: column; gap: 3px; scrollbar-width: thin; touch-action: pan-y;
+  --exl-row: 27px; }
 .exl-list:empty { display: none; }
 .exl-row { flex: none; display: flex; gap: 3px; align-items: center; border-radius: 5px; }
 .exl-row.exl-selected { box-shadow: 0 0 0 1px rgb(var(--exl-colour)); }
 .exl-row .exl-grip { color: #16181d; background: rgb(var(--exl-colour)); font-weight: 600; }
 .exl .exl-grip input { cursor: grab; touch-action: none; }
 .exl .exl-grip input:active { cursor: grabbing; }
-.exl-row :is(.exl-words, .exl-strength) { height: 24px; min-width: 0; padding: 0 6px; user-select: text; }
 .exl-row .exl-words { flex: 1; }
-.exl-row .exl-wordless { border-color: var(--error-text, #ff4444); }
+.exl-row .exb-field.exl-wordless { border-color: var(--error-text, #ff4444); }
 .exl-row .exl-strength { width: 52px; padding-right: 1px; }
 .exl-text { flex: 1; min-height: 120px; padding: 6px; resize: none; white-space: pre; user-select: text;
   font: 11px/1.4 ui-monospace, monospace !important; }
-.exl-status { min-height: 16px; padding: 0 2px; color: var(--descrip-text, #999); overflow-wrap: anywhere; user-select: text; }
-.exl-status.exl-error { color: var(--error-text, #ff4444); }
+@media (pointer: coarse) {
+  .exl-handle { width: 30px; height: 30px; margin: -15px; }
+  .exl-handle::before { inset: 9px; }
+  .exl-list { --exl-row: 35px; }
+}
 `;
 
 /** Once a page. */
-export function addStyle() {
-  if (document.getElementById("exemplary-layout-style")) return;
-  const style = document.createElement("style");
-  style.id = "exemplary-layout-style";
-  style.textContent = CSS;
-  document.head.append(style);
-}
+export const addStyle = () => add("exemplary-layout-style", CSS);

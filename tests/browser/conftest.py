@@ -23,6 +23,18 @@ OFFLINE = re.compile(
     r"|https://(api\.comfy\.org|api\.github\.com|raw\.githubusercontent\.com|fonts\.\w+|[\w.-]+\.(sentry\.io|posthog\.com|googleapis\.com))"
 )
 
+#: Puts a node of the host into a subgraph, goes in, and loads the whole again.
+SUBGRAPH = """async () => {
+    const { app } = window;
+    await app.loadGraphData({ version: 0.4, last_node_id: 0, last_link_id: 0, nodes: [], links: [], groups: [] });
+    const latent = window.LiteGraph.createNode("EmptyLatentImage");
+    app.graph.add(latent);
+    const { node } = app.graph.convertToSubgraph(new Set([latent]));
+    app.canvas.openSubgraph(node.subgraph, node);
+    await new Promise(done => setTimeout(done, 500));
+    await app.loadGraphData((app.rootGraph ?? app.graph).serialize());
+}"""
+
 
 class Page:
     """A page of ComfyUI that remembers what went wrong in it."""
@@ -126,6 +138,7 @@ def without_us(browser):
             page.open()
             for path in live.WORKFLOWS:
                 page.load(live.read(path))
+            page.page.evaluate(SUBGRAPH)
         page.page.wait_for_timeout(500)
         found = page.complaints()
         page.page.close()
