@@ -196,6 +196,16 @@ export function isolate(root) {
   });
 }
 
+/**
+ * Two fingers inside of these elements are theirs: the host listens on an element around the nodes and would zoom the graph as well. Pointer
+ * events still come.
+ */
+export function keepTouches(selector) {
+  for (const name of ["touchstart", "touchmove", "touchend", "touchcancel"]) {
+    window.addEventListener(name, (event) => event.target.closest?.(selector) && event.stopPropagation(), { capture: true, passive: true });
+  }
+}
+
 /** Keep a key from the graph, whose shortcuts would delete or move nodes. Shortcuts such as "run" and "save" still reach the host. */
 export function keepKey(event, done) {
   const control = event.ctrlKey || event.metaKey;

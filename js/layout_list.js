@@ -11,7 +11,7 @@ export class List {
   constructor(owner) {
     this.owner = owner;
     this.rows = new Map(); // id -> its parts
-    this.root = element("ol", "exl-list");
+    this.root = element("ol", "exl-list", { "data-capture-wheel": "true" }); // the wheel scrolls it in the Vue renderer too
   }
 
   update() {

@@ -14,6 +14,7 @@ from . import (
     playground,
     retrieval,
     semantic_map,
+    semantic_map_painter,
     snf,
 )
 
@@ -22,6 +23,7 @@ def node_classes() -> list:
     """Every node of the pack, in the order of the menu."""
     modules = (
         semantic_map,
+        semantic_map_painter,
         retrieval,
         am_adapter,
         ifadapter,

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
+from pack.py.semantic.painting import parse_painting
+
 NODE = "ExemplaryInstanceLayout"
+PAINTER = "ExemplarySemanticMapPainter"
 
 
 class Editor:
@@ -61,27 +65,109 @@ class Editor:
 def opened(page, size=(420, 620), values=(512, 512, "[]")) -> Editor:
     """A layout node alone on the graph, on a grid of 16 pixels, and the view at rest."""
     page.page.evaluate("() => localStorage.removeItem('Exemplary.LayoutEditor.Grid')")
-    node = {"id": 1, "type": NODE, "pos": [200, 150], "size": list(size), "flags": {}, "order": 0, "mode": 0, "properties": {}}
+    _show(page, NODE, size, values, ".exl")
+    return Editor(page)
+
+
+def opened_painter(page, size=(460, 660), values=(64, 64, "")) -> Painter:
+    """A painter alone on the graph, with a brush of 8 pixels, and the view at rest."""
+    page.page.evaluate("() => localStorage.setItem('Exemplary.Painter.Brush', 8)")
+    _show(page, PAINTER, size, values, ".exp")
+    return Painter(page)
+
+
+def _show(page, kind: str, size, values, selector: str) -> None:
+    node = {"id": 1, "type": kind, "pos": [200, 150], "size": list(size), "flags": {}, "order": 0, "mode": 0, "properties": {}}
     view = {"ds": {"scale": 1, "offset": [0, 0]}}
     workflow = {"version": 0.4, "last_node_id": 1, "last_link_id": 0, "links": [], "groups": [], "extra": view}
     page.load({**workflow, "nodes": [{**node, "widgets_values": list(values)}]})
-    made = Editor(page)
-    made.root.wait_for(state="visible", timeout=30_000)
+    page.page.locator(selector).first.wait_for(state="visible", timeout=30_000)
     page.page.wait_for_function(
-        """() => {
+        """selector => {
             const { canvas } = window.app;
             canvas.maximumFps = 5; // drawn in software, a faster graph starves everything else
             canvas.ds.scale = 1;
             canvas.ds.offset[0] = canvas.ds.offset[1] = 0;
             canvas.setDirty(true, true);
-            const all = document.querySelectorAll(".exl"), { x, y, width, height } = all[0].getBoundingClientRect();
+            const all = document.querySelectorAll(selector), { x, y, width, height } = all[0].getBoundingClientRect();
             const now = [x, y, width, height].map(Math.round).join(), still = window.exlBefore === now;
             window.exlBefore = now;
             return all.length === 1 && still && x > 190 && y > 200; // the Vue renderer spreads the nodes of older files
         }""",
+        arg=selector,
         polling=300,
     )
-    return made
+
+
+class Painter:
+    """The first painter of the page."""
+
+    def __init__(self, page):
+        self.tab, self.around = page.page, page
+        self.root = self.tab.locator(".exp").first
+        self.status = self.root.locator(".exb-status")
+
+    @property
+    def text(self) -> str:
+        """What the page would queue."""
+        return next(node["inputs"]["painting"] for node in self.around.prompt().values() if node["class_type"] == PAINTER)
+
+    @property
+    def painting(self):
+        """The same as the node reads it."""
+        return parse_painting(self.text)
+
+    def labels(self):
+        """Which class is where: names [h][w] as an array, None for unpainted, "void" for void."""
+        found = self.painting
+        names = np.array([*(name for name, _ in found.classes), *[None] * (256 - len(found.classes))], dtype=object)
+        names[254] = "void"
+        return names[found.labels.numpy()]
+
+    def give(self, value) -> None:
+        """Set the widget as a loaded workflow or a script does."""
+        text = value if isinstance(value, str) else json.dumps(value)
+        self.tab.evaluate(
+            """async text => {
+                const widget = window.app.graph._nodes.find(n => n.type === "ExemplarySemanticMapPainter").widgets.find(w => w.name === "painting");
+                widget.value = text;
+                await new Promise(done => setTimeout(done, 300));
+            }""",
+            text,
+        )
+
+    def place(self, x: float, y: float) -> tuple[float, float]:
+        """A point of the map, 0..1, on the screen."""
+        canvas = self.root.locator(".exp-canvas").bounding_box()
+        return canvas["x"] + x * canvas["width"], canvas["y"] + y * canvas["height"]
+
+    def drag(self, *points, steps=4) -> None:
+        self.tab.mouse.move(*self.place(*points[0]))
+        self.tab.mouse.down()
+        for point in points[1:]:
+            self.tab.mouse.move(*self.place(*point), steps=steps)
+        self.tab.mouse.up()
+
+    def click(self, x: float, y: float) -> None:
+        self.tab.mouse.click(*self.place(x, y))
+
+    def press(self, *keys: str) -> None:
+        for key in keys:
+            self.tab.keyboard.press(key)
+
+    def tool(self, label: str):
+        return self.root.get_by_label(label, exact=False).first
+
+    def use(self, tool: str, name: str | None = None) -> None:
+        """Choose a tool by the start of its label, and a class by its name."""
+        self.root.locator(f".exb-tools [type=button][aria-label^='{tool}']").click()
+        if name is not None:
+            self.root.locator(".exp-search").fill(name)
+            self.press("Enter")
+
+    def nodes(self) -> int:
+        self.tab.wait_for_timeout(200)
+        return self.tab.evaluate("() => window.app.graph._nodes.length")
 
 
 class Fingers:

@@ -95,6 +95,12 @@ def test_thirty_boxes_scroll_inside_the_node(editor):
         "() => { const l = document.querySelector('.exl-list'); return [l.clientHeight, l.scrollHeight] }"
     )
     assert 50 < shown < 300 < whole
+    area = editor.root.locator(".exl-list").bounding_box()
+    editor.tool("Box 1: drag").click()
+    editor.tab.mouse.move(area["x"] + 60, area["y"] + 30)
+    editor.tab.mouse.wheel(0, 120)
+    editor.tab.wait_for_function("() => document.querySelector('.exl-list').scrollTop > 20")
+    assert editor.tab.evaluate("() => window.app.canvas.ds.scale") == 1
     editor.tool("Phrase of box 30").fill("the last one")
     assert phrases(editor)[29] == "the last one"
     assert editor.root.locator(".exl-picture").bounding_box()["height"] > 140
