@@ -121,7 +121,7 @@ def test_both_nodes_on_one_model_in_either_order(name, models):
 
 
 def test_early_on_a_flow_model_counts_the_noise_of_flow(models):
-    from pack.py.ca2sis.attention import early_gain
+    from pack.py.ca2sis.regional import early_gain
 
     assert early_gain(1.0, 4.0, is_flow=True) == 4.0
     assert early_gain(0.5, 4.0, is_flow=True) == 2.5

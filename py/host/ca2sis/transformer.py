@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...ca2sis.attention import NEVER, VARIANTS, early_gain
+from ...ca2sis.regional import NEVER, VARIANTS, early_gain
 from .. import notices
 from ..grids import Rows
 from ..joint.apply import install
