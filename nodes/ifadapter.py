@@ -6,7 +6,7 @@ from comfy_api.latest import io
 
 from ..py.host import folders
 from ..py.host.ifadapter import apply as host
-from ..py.host.ifadapter import trained as ifadapter_trained
+from ..py.host.ifadapter import trained
 from ..py.host.ifadapter.preview import draw_instances
 from ..py.ifadapter.instances import BOX_FORMATS, Instance, Instances, from_boxes, from_json, mask_box
 from ..py.ifadapter.regional import Settings
@@ -126,8 +126,8 @@ class ExemplaryLoadIFAdapter(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "file",
-                    options=folders.files(ifadapter_trained.FOLDER),
-                    tooltip=f"A file in models/ifadapter. The published one: {ifadapter_trained.LINK}",
+                    options=folders.files(trained.FOLDER),
+                    tooltip=f"A file in models/ifadapter. The published one: {trained.LINK}",
                 )
             ],
             outputs=[IFAdapterType.Output(display_name="adapter")],
@@ -135,7 +135,7 @@ class ExemplaryLoadIFAdapter(io.ComfyNode):
 
     @classmethod
     def execute(cls, file) -> io.NodeOutput:
-        return io.NodeOutput(ifadapter_trained.load(file))
+        return io.NodeOutput(trained.load(file))
 
 
 class ExemplaryApplyIFAdapter(io.ComfyNode):
@@ -216,7 +216,7 @@ class ExemplaryApplyIFAdapter(io.ComfyNode):
         fusion="published code",
         whole_phrase=False,
     ) -> io.NodeOutput:
-        settings, variant = Settings(separate=separate), ifadapter_trained.Variant(FUSIONS[fusion], whole_phrase)
+        settings, variant = Settings(separate=separate), trained.Variant(FUSIONS[fusion], whole_phrase)
         return io.NodeOutput(
             host.apply(model, clip, instances, strength, start_percent, end_percent, background, adapter, settings, variant)
         )

@@ -13,7 +13,7 @@ import torch
 from pack.lab.training.diffusion import diffusion_loss
 from pack.lab.training.loop import Schedule, fit
 from pack.py.ifadapter.model import Config, IFAdapter, Layer
-from pack.py.ifadapter.training import Batch, Prepared, drops
+from pack.py.ifadapter.training import Batch, Prepared, draw_drops
 
 CONFIG = Config(
     layers=(Layer("a", ("middle", 0, 0), 32, 2),),
@@ -42,7 +42,7 @@ def train(folder: Path, accumulation: int) -> tuple[list[float], IFAdapter]:
         corner = torch.rand(2, 3, 2, generator=rng) * 0.6
         words = (torch.randn(2, 3, 2, 5, 24, generator=rng), torch.randn(2, 3, 1, 24, generator=rng), torch.full((2, 3), 4))
         batch = Batch(*words, torch.cat([corner, corner + 0.3], dim=-1), torch.rand(2, 3, generator=rng) < 0.8)
-        prepared = Prepared(network, batch.without(drops(2, rng)[0]))
+        prepared = Prepared(network, batch.drop_phrases(draw_drops(2, rng)[0]))
 
         def predict(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
             q = x.flatten(2).transpose(1, 2).repeat(1, 1, 8)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ...py.host import playground
 from ...py.host.ifadapter import apply as ifadapter
-from ...py.host.ifadapter import trained as ifadapter_trained
+from ...py.host.ifadapter import trained
 from ...py.ifadapter.instances import Instance, Instances
 from ...py.playground.scene import Scene
 from . import playground as measures
@@ -19,7 +19,7 @@ from .setup import Studio, records
 NEEDS = ["ifadapter/playground_ifadapter"]
 
 
-def _paint_layouts(studio: Studio, adapter: ifadapter_trained.Adapter | None = None) -> measures.PaintLayout:
+def _paint_layouts(studio: Studio, adapter: trained.Adapter | None = None) -> measures.PaintLayout:
     """Pictures of layouts with an adapter or with the weight-free method, as the node applies them."""
 
     def paint(scenes: Sequence[Scene], seeds: Sequence[int]) -> Tensor:
@@ -35,7 +35,7 @@ def _paint_layouts(studio: Studio, adapter: ifadapter_trained.Adapter | None = N
 
 def _trained(studio: Studio) -> dict[str, measures.PaintLayout]:
     """The shipped adapter and, as in the paper's ablation, the same without a kind of token (left out when sampling, not in training)."""
-    adapter = ifadapter_trained.read(playground.IFADAPTER)
+    adapter = trained.read(playground.IFADAPTER)
     appearance = adapter.config.appearance_tokens
     return {
         "IFAdapter, trained": _paint_layouts(studio, adapter),
@@ -44,12 +44,12 @@ def _trained(studio: Studio) -> dict[str, measures.PaintLayout]:
     }
 
 
-def _with_tokens(kept: slice) -> ifadapter_trained.Adapter:
+def _with_tokens(kept: slice) -> trained.Adapter:
     """The shipped adapter with some of the tokens of each instance alone."""
-    adapter = ifadapter_trained.read(playground.IFADAPTER)
+    adapter = trained.read(playground.IFADAPTER)
     network = adapter.patcher.model
-    every = network.row_sets
-    network.row_sets = lambda *parts: every(*parts)[:, :, kept]
+    every = network.conditional_and_unconditional_tokens
+    network.conditional_and_unconditional_tokens = lambda *parts: every(*parts)[:, :, kept]
     return adapter
 
 

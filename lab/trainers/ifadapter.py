@@ -19,11 +19,11 @@ from torch import Tensor
 from ...py.host import grids, hooks, networks, playground, slots
 from ...py.host.ifadapter import apply as ifadapter
 from ...py.host.ifadapter import text as ifadapter_text
-from ...py.host.ifadapter import trained as ifadapter_trained
+from ...py.host.ifadapter import trained
 from ...py.ifadapter import checkpoint
 from ...py.ifadapter.instances import Instance, Instances
 from ...py.ifadapter.model import SDXL, Config, IFAdapter, Layer
-from ...py.ifadapter.training import Batch, Prepared, drops
+from ...py.ifadapter.training import Batch, Prepared, draw_drops
 from ..evaluate import sampling
 from ..training import layout_data
 from ..training.diffusion import diffusion_loss
@@ -178,10 +178,10 @@ def loss_of(
     def loss(number: int, rng: torch.Generator) -> Tensor:
         chosen = torch.randint(len(data), (recipe.batch,), generator=rng).tolist()
         examples = [layout_data.example(data[place], recipe.resolution, config.slots) for place in chosen]
-        without_phrases, without_caption = drops(len(examples), rng)
+        without_phrases, without_caption = draw_drops(len(examples), rng)
         latents = base.latents(torch.stack([each.pixels for each in examples]), seed=recipe.seed + number)
         text, more = base.conditions([each.caption for each in examples], without_caption, recipe.resolution)
-        batch = batch_of(examples, base.clip, config).without(without_phrases).to(base.device)
+        batch = batch_of(examples, base.clip, config).drop_phrases(without_phrases).to(base.device)
         prepared = Prepared(network, batch)
 
         def predict(x: Tensor, t: Tensor) -> Tensor:
@@ -205,7 +205,7 @@ def _sampler(base: FrozenBase, network: IFAdapter, recipe: Recipe, data: Sequenc
         folder = Path(recipe.output)
         _save(folder / f"{recipe.name}.safetensors", network)
         state = {key: value.detach().clone() for key, value in network.state_dict().items()}
-        adapter = ifadapter_trained.Adapter(networks.load(IFAdapter, state, network.config), network.config, recipe.name)
+        adapter = trained.Adapter(networks.load(IFAdapter, state, network.config), network.config, recipe.name)
         for place, (caption, instances) in enumerate(layouts, start=1):
             with torch.no_grad():
                 model = ifadapter.apply(base.model, base.clip, instances, adapter=adapter)
@@ -242,7 +242,7 @@ def train(recipe: Recipe) -> list[float]:
     torch.manual_seed(recipe.seed)
     if recipe.start_from:
         config, weights = checkpoint.read(recipe.start_from)
-        ifadapter_trained.check_base(base.model, ifadapter_trained.Adapter(None, config, Path(recipe.start_from).name))
+        trained.check_base(base.model, trained.Adapter(None, config, Path(recipe.start_from).name))
         network = IFAdapter(config)
         network.load_state_dict({key: value.float() for key, value in weights.items()})
     else:

@@ -37,7 +37,7 @@ def metadata(config: Config) -> dict[str, str]:
     return {"format": FORMAT, CONFIG_KEY: config.to_json()}
 
 
-def understood(weights: Mapping[str, Any], described: Mapping[str, str] | None = None) -> tuple[Config, dict[str, Tensor]]:
+def parse_state_dict(weights: Mapping[str, Any], described: Mapping[str, str] | None = None) -> tuple[Config, dict[str, Tensor]]:
     """Say what adapter a state dict in any of the three layouts is.
 
     Args:
@@ -118,7 +118,7 @@ def read(path: str | Path) -> tuple[Config, dict[str, Tensor]]:
             f"{path.name} cannot be read: {str(error).splitlines()[0] if str(error) else 'it ends early'}."
         ) from None
     try:
-        return understood(weights, described)
+        return parse_state_dict(weights, described)
     except ValueError as error:
         raise ValueError(f"{path.name}: {error}") from None
 
@@ -162,7 +162,7 @@ def build(
     """The adapter with these weights, for use outside of a host (tests, evaluation).
 
     Args:
-        config, weights: from `read` or `understood`; the tensors themselves become the parameters.
+        config, weights: from `read` or `parse_state_dict`; the tensors themselves become the parameters.
         dtype, device: to which each weight is brought first; None leaves it as it is.
     """
     network = IFAdapter(config, operations=operations, device="meta")

@@ -41,7 +41,7 @@ class Instance:
     strength: float = 1.0
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "box", checked_box(self.box, self.phrase))
+        object.__setattr__(self, "box", check_box(self.box, self.phrase))
         object.__setattr__(self, "phrase", str(self.phrase).strip())
         if not self.phrase:
             raise ValueError(f"The instance in box {show(self.box)} has no phrase. Write what shall be drawn there.")
@@ -106,7 +106,7 @@ def checked_mask(mask: Tensor, phrase: str) -> Tensor:
     return mask.clamp(0.0, 1.0)
 
 
-def checked_box(box: Sequence[float], phrase: str) -> Box:
+def check_box(box: Sequence[float], phrase: str) -> Box:
     """Four finite numbers with an area inside the picture, cut to the picture."""
     numbers = list(box) if isinstance(box, (list, tuple)) else []
     if len(numbers) != 4 or not all(_number(n) for n in numbers):
@@ -217,7 +217,7 @@ def to_box(numbers: Any, box_format: str, width: int, height: int, phrase: str) 
         a, b, c, d = a / width, b / height, c / width, d / height
     elif unit == "0-1000":
         a, b, c, d = (n / 1000 for n in (a, b, c, d))
-    return checked_box((a, b, c, d), phrase)
+    return check_box((a, b, c, d), phrase)
 
 
 def _flat_boxes(boxes: Any) -> Iterator[tuple[Any, str]]:

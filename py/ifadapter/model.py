@@ -198,10 +198,10 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., width] -> the same, in the type of x."""
-        return (rms_normed(x.float(), self.eps) * (1.0 + self.weight.to(x.device, torch.float32))).to(x.dtype)
+        return (normalize_rms(x.float(), self.eps) * (1.0 + self.weight.to(x.device, torch.float32))).to(x.dtype)
 
 
-def rms_normed(x: Tensor, eps: float = 1e-6) -> Tensor:
+def normalize_rms(x: Tensor, eps: float = 1e-6) -> Tensor:
     """x / rms(x) over the last axis; give float32, since the square of a half overflows early."""
     return x * torch.rsqrt(x.square().mean(dim=-1, keepdim=True) + eps)
 
@@ -243,7 +243,7 @@ class ResamplerMLP(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[b, m, c] -> [b, m, c]."""
         inner = F.gelu(self.gate_proj(x), approximate="tanh") * self.up_proj(x)
-        return self.down_proj(rms_normed(inner.float()).to(x.dtype))
+        return self.down_proj(normalize_rms(inner.float()).to(x.dtype))
 
 
 class Resampler(nn.Module):
@@ -280,13 +280,13 @@ class Resampler(nn.Module):
             for _ in range(depth)
         )
 
-    def forward(self, phrases: Tensor, counts: Tensor, clean_mask: bool = False) -> Tensor:
+    def forward(self, phrases: Tensor, counts: Tensor, whole_phrase: bool = False) -> Tensor:
         """[i, t, l, c] and the positions used [i] -> appearance tokens [i, t * queries, c'], first those of the first text layer.
 
-        `clean_mask`: see `visible_words`.
+        `whole_phrase`: see `visible_words`.
         """
         i, t, length, _ = phrases.shape
-        words = visible_words(counts.to(phrases.device), length, len(self.layers), clean_mask)
+        words = visible_words(counts.to(phrases.device), length, len(self.layers), whole_phrase)
         seen = F.pad(words, (0, self.latents.shape[1]), value=True)  # the queries always see each other
         x = self.proj_in(rearrange(phrases, "i t l c -> (i t) l c"))
         latents = self.latents.to(x).expand(i * t, -1, -1)
@@ -454,7 +454,7 @@ class IFAdapter(nn.Module):
             }
         )
 
-    def tokens(self, phrases: Tensor, eot: Tensor, counts: Tensor, boxes: Tensor, clean_mask: bool = False) -> Tensor:
+    def tokens(self, phrases: Tensor, eot: Tensor, counts: Tensor, boxes: Tensor, whole_phrase: bool = False) -> Tensor:
         """The tokens that the layers attend to: [appearance ; EoT] + position, on all of them.
 
         Args:
@@ -462,26 +462,28 @@ class IFAdapter(nn.Module):
             eot: [i, 1, c] the hidden state at the end-of-text position, of `Config.eot_layer`.
             counts: [i] positions used by each phrase, start and end of text included.
             boxes: [i, 4] x0 y0 x1 y1 in 0..1.
-            clean_mask: see `visible_words`.
+            whole_phrase: see `visible_words`.
 
         Returns:
             [i, appearance_tokens + 1, c].
         """
-        return assembled(self.text_proj_model(phrases, counts, clean_mask), eot, self.pos_net(boxes, phrases.dtype))
+        return join_tokens(self.text_proj_model(phrases, counts, whole_phrase), eot, self.pos_net(boxes, phrases.dtype))
 
-    def row_sets(self, phrases: Tensor, eot: Tensor, counts: Tensor, boxes: Tensor, clean_mask: bool = False) -> Tensor:
+    def conditional_and_unconditional_tokens(
+        self, phrases: Tensor, eot: Tensor, counts: Tensor, boxes: Tensor, whole_phrase: bool = False
+    ) -> Tensor:
         """`tokens` for both kinds of rows, [2, i, m, c]: 0 for uncond rows, 1 for cond rows.
 
         Uncond rows have the same boxes, but zero phrases of which nothing is visible; one resampled zero serves all instances.
         """
         position = self.pos_net(boxes, phrases.dtype)
-        cond = assembled(self.text_proj_model(phrases, counts, clean_mask), eot, position)
-        zero = self.text_proj_model(torch.zeros_like(phrases[:1]), torch.zeros_like(counts[:1]), clean_mask)
-        uncond = assembled(zero.expand(len(phrases), -1, -1), torch.zeros_like(eot), position)
+        cond = join_tokens(self.text_proj_model(phrases, counts, whole_phrase), eot, position)
+        zero = self.text_proj_model(torch.zeros_like(phrases[:1]), torch.zeros_like(counts[:1]), whole_phrase)
+        uncond = join_tokens(zero.expand(len(phrases), -1, -1), torch.zeros_like(eot), position)
         return torch.stack([uncond, cond])
 
 
-def assembled(appearance: Tensor, eot: Tensor, position: Tensor) -> Tensor:
+def join_tokens(appearance: Tensor, eot: Tensor, position: Tensor) -> Tensor:
     """[i, m, c], [i, 1, c] and [i, c] -> [i, m + 1, c]: one after the other, the position added to each."""
     return torch.cat([appearance, eot.to(appearance)], dim=1) + position[:, None].to(appearance)
 

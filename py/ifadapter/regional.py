@@ -56,7 +56,7 @@ class Settings:
     separate_max_cells: int = 1024
 
 
-def box_cells(box: Box, h: int, w: int) -> tuple[int, int, int, int]:
+def find_box_cells(box: Box, h: int, w: int) -> tuple[int, int, int, int]:
     """Rows and columns [top, bottom), [left, right) of a box on a grid: every cell it touches, at least one."""
     x0, y0, x1, y1 = box
     # 1e-6: a border that is a multiple of a cell in decimals must not reach into the next cell by rounding.
@@ -65,7 +65,7 @@ def box_cells(box: Box, h: int, w: int) -> tuple[int, int, int, int]:
     return top, min(bottom, h), left, min(right, w)
 
 
-def box_in_view(box: Box, view: View) -> Box | None:
+def crop_box_to_view(box: Box, view: View) -> Box | None:
     """The box in coordinates of a part of the picture; None if it is not in it."""
     vx0, vy0, vx1, vy1 = view
     x0, x1 = ((x - vx0) / (vx1 - vx0) for x in (box[0], box[2]))
@@ -74,7 +74,7 @@ def box_in_view(box: Box, view: View) -> Box | None:
     return (x0, y0, x1, y1) if x1 > x0 and y1 > y0 else None
 
 
-def covered_share(start: float, end: float, cells: int, length: float) -> Tensor:
+def compute_coverage(start: float, end: float, cells: int, length: float) -> Tensor:
     """[cells]: which share of each cell lies between start and end (both 0..1).
 
     `length` is that of the whole box where only a part of it is seen; what is narrower than a cell counts by its own width.
@@ -87,24 +87,26 @@ def covered_share(start: float, end: float, cells: int, length: float) -> Tensor
 def instance_mask(instance: Instance, h: int, w: int, view: View, settings: Settings) -> Tensor:
     """m_i without its strength: [f, h, w], float32, 0..1."""
     found = torch.zeros(1, h, w)
-    box = box_in_view(instance.box, view)
+    box = crop_box_to_view(instance.box, view)
     if box is None:
         return found
-    top, bottom, left, right = box_cells(box, h, w)
+    top, bottom, left, right = find_box_cells(box, h, w)
     rows, columns = _fade(bottom - top, settings.edge_cells), _fade(right - left, settings.edge_cells)
     if settings.partial > 0:
         whole, (vx0, vy0, vx1, vy1) = instance.box, view
-        rows = rows * covered_share(box[1], box[3], h, (whole[3] - whole[1]) / (vy1 - vy0))[top:bottom] ** settings.partial
-        columns = columns * covered_share(box[0], box[2], w, (whole[2] - whole[0]) / (vx1 - vx0))[left:right] ** settings.partial
+        rows = rows * compute_coverage(box[1], box[3], h, (whole[3] - whole[1]) / (vy1 - vy0))[top:bottom] ** settings.partial
+        columns = (
+            columns * compute_coverage(box[0], box[2], w, (whole[2] - whole[0]) / (vx1 - vx0))[left:right] ** settings.partial
+        )
     found[:, top:bottom, left:right] = rearrange(rows, "h -> h 1") * columns
     if instance.mask is None:
         return found
-    return found * mask_in_view(instance.mask, h, w, view)
+    return found * crop_mask_to_view(instance.mask, h, w, view)
 
 
-def mask_in_view(mask: Tensor, h: int, w: int, view: View) -> Tensor:
+def crop_mask_to_view(mask: Tensor, h: int, w: int, view: View) -> Tensor:
     """A mask [f, h', w'] of the whole picture on the grid of a part of it: [f, h, w]."""
-    top, bottom, left, right = box_cells(view, *mask.shape[-2:])
+    top, bottom, left, right = find_box_cells(view, *mask.shape[-2:])
     part = rearrange(mask[:, top:bottom, left:right], "f h w -> f 1 h w")
     part = F.adaptive_avg_pool2d(part, (h, w)) if part.shape[-2] >= h and part.shape[-1] >= w else F.interpolate(part, (h, w))
     return rearrange(part, "f 1 h w -> f h w")
@@ -261,7 +263,7 @@ def owners(weights: Tensor, instances: int) -> Tensor:
     return torch.where(strongest > 0, owner, -1)
 
 
-def separated(q: Tensor, k: Tensor, v: Tensor, heads: int, owner: Tensor, settings: Settings, attend: Attend) -> Tensor:
+def attend_by_owner(q: Tensor, k: Tensor, v: Tensor, heads: int, owner: Tensor, settings: Settings, attend: Attend) -> Tensor:
     """Self-attention in which cells of different instances see each other less.
 
         softmax((q k^T + bias) / sqrt(d)) v        bias[x, y] = -separate          if x and y are in different instances

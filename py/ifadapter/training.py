@@ -2,9 +2,9 @@
 
     L = || eps - eps_theta(x_t, t, y, {(r_i, l_i)}) ||^2
 
-The phrases of a picture are dropped in 15 % of the rows, its global prompt in 30 %, independently; dropped phrases are what an uncond row
-has: zero, nothing visible, boxes still there (`model.IFAdapter.row_sets`). In training each row has boxes of its own, so whole maps are
-computed; the result is that of `injection.inject` with each row alone.
+The phrases of an image are dropped in 15 % of the rows, its global prompt in 30 %, independently. Dropped phrases are what an
+unconditional row has: zero, no token visible, boxes still present (`model.IFAdapter.conditional_and_unconditional_tokens`). In training
+each row has its own boxes, so full maps are computed; the result equals `attention.compute_injection` of each row separately.
 
 Axes: b rows, i instances (padded, see `Batch.present`), t text layers, l positions of a phrase, c channels.
 """
@@ -17,7 +17,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from .attention import Attend, KeysValues, Places, injected, prepare
+from .attention import Attend, InstanceRegions, KeysValues, compute_injection, project_tokens
 from .model import IFAdapter
 
 LOCAL_DROP = 0.15
@@ -29,7 +29,7 @@ class Batch:
     """The layouts of a batch.
 
     Args:
-        phrases: [b, i, t, l, c]. eot: [b, i, 1, c]. counts: [b, i]. As `model.IFAdapter.tokens` takes them, one row more of axes.
+        phrases: [b, i, t, l, c]. eot: [b, i, 1, c]. counts: [b, i]. As for `model.IFAdapter.tokens`, with the batch in front.
         boxes: [b, i, 4] x0 y0 x1 y1 in 0..1.
         present: [b, i] bool, False in the padding of rows with fewer instances.
     """
@@ -40,25 +40,25 @@ class Batch:
     boxes: Tensor
     present: Tensor
 
-    def without(self, rows: Tensor) -> Batch:
-        """The same with the phrases of these rows [b] bool dropped."""
+    def drop_phrases(self, rows: Tensor) -> Batch:
+        """A copy in which the phrases of these rows [b] bool are dropped."""
         keep = (~rows).to(self.phrases.device)
         wide = keep.view(-1, 1, 1, 1).to(self.phrases)
         return replace(self, phrases=self.phrases * wide[..., None], eot=self.eot * wide, counts=self.counts * keep[:, None])
 
     def to(self, device: torch.device | str) -> Batch:
-        """The same on a device."""
+        """A copy on a device."""
         return Batch(*(getattr(self, name).to(device) for name in ("phrases", "eot", "counts", "boxes", "present")))
 
 
-def drops(rows: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Which rows lose their phrases and which their global prompt, two [b] bool."""
+def draw_drops(rows: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Draw which rows lose their phrases and which their global prompt: two [b] bool."""
     chance = torch.rand((2, rows), generator=rng)
     return chance[0] < LOCAL_DROP, chance[1] < GLOBAL_DROP
 
 
 class Prepared:
-    """The keys and values of one batch in every layer, with gradients, and its places on every grid."""
+    """Keys and values of one batch in every layer, with gradients, and its regions on every grid. Made once per training step."""
 
     def __init__(self, network: IFAdapter, batch: Batch) -> None:
         self.network = network
@@ -66,24 +66,26 @@ class Prepared:
         rows, slots = batch.present.shape
         flat = (batch.phrases.flatten(0, 1), batch.eot.flatten(0, 1), batch.counts.flatten(), batch.boxes.flatten(0, 1))
         self.tokens = network.tokens(*flat).unflatten(0, (rows, slots))
-        self._known: dict[str, KeysValues] = {}
-        self._places: dict[tuple[int, int], Places] = {}
+        self._projected: dict[str, KeysValues] = {}
+        self._regions: dict[tuple[int, int], InstanceRegions] = {}
 
     def change(self, key: str, q: Tensor, h: int, w: int) -> Tensor:
-        """What the layer `key` gains, [b, h * w, c], from its query of the same shape."""
+        """What is added to the attention of the layer `key`, [b, h * w, c], for its query of the same shape."""
         modules: dict = self.network.adapter_modules  # type: ignore[assignment]
         layer = modules[key]
-        if key not in self._known:
-            self._known[key] = prepare(layer, self.tokens)
-        if (h, w) not in self._places:
-            self._places[h, w] = Places.of_rows(self.batch.boxes, self.batch.present, h, w)
-        places = self._places[h, w]
+        if key not in self._projected:
+            self._projected[key] = project_tokens(layer, self.tokens)
+        if (h, w) not in self._regions:
+            self._regions[h, w] = InstanceRegions.from_rows(self.batch.boxes, self.batch.present, h, w)
+        regions = self._regions[h, w]
         slots = self.network.config.slots
-        return injected(layer, q, self._known[key], range(len(q)), places, slots=slots, attention=few_keys(layer.heads))
+        return compute_injection(
+            layer, q, self._projected[key], range(len(q)), regions, slots=slots, attention=make_few_key_attention(layer.heads)
+        )
 
 
-def few_keys(heads: int) -> Attend:
-    """Attention written out. With a dozen keys its gradient is many times faster on a CPU than that of the fused kernel."""
+def make_few_key_attention(heads: int) -> Attend:
+    """Attention in plain operations: with a dozen keys its gradient is many times faster on a CPU than that of the fused kernel."""
 
     def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         q, k, v = (rearrange(each, "b l (n d) -> b n l d", n=heads) for each in (q, k, v))

@@ -13,9 +13,9 @@ from pack.nodes import ifadapter as nodes
 from pack.py.host import folders, hooks, networks
 from pack.py.host.ifadapter import apply as ifadapter
 from pack.py.host.ifadapter import text as ifadapter_text
-from pack.py.host.ifadapter import trained as ifadapter_trained
+from pack.py.host.ifadapter import trained
 from pack.py.ifadapter import checkpoint
-from pack.py.ifadapter.attention import Places, injected, prepare
+from pack.py.ifadapter.attention import InstanceRegions, compute_injection, project_tokens
 from pack.py.ifadapter.instances import Instance, Instances
 from pack.py.ifadapter.model import SDXL, Config, IFAdapter
 
@@ -48,9 +48,9 @@ def weights(name: str, unet) -> tuple[Config, dict[str, torch.Tensor]]:
     return config, network.state_dict()
 
 
-def loaded(name: str, model) -> ifadapter_trained.Adapter:
+def loaded(name: str, model) -> trained.Adapter:
     config, state = weights(name, model.model.diffusion_model)
-    return ifadapter_trained.Adapter(networks.load(IFAdapter, state, config), config, f"{name}.safetensors")
+    return trained.Adapter(networks.load(IFAdapter, state, config), config, f"{name}.safetensors")
 
 
 class Kit:
@@ -100,11 +100,11 @@ def test_every_row_gains_the_instance_map_of_its_kind(kit, size):
     phrases = ifadapter_text.encode(kit.clip, [i.phrase for i in TWO], kit.adapter.config, "test")
     network = kit.adapter.patcher.model
     with torch.no_grad():
-        tokens = network.row_sets(phrases.hidden, phrases.eot, phrases.counts, boxes)
+        tokens = network.conditional_and_unconditional_tokens(phrases.hidden, phrases.eot, phrases.counts, boxes)
         module = network.adapter_modules[layer.key]
-        places = Places.on_grid(boxes, *options["activations_shape"][-2:])
+        regions = InstanceRegions.from_boxes(boxes, *options["activations_shape"][-2:])
         rows = [1 - kind for kind in options["cond_or_uncond"]]
-        expected = injected(module, q, prepare(module, tokens), rows, places, strength=0.7)
+        expected = compute_injection(module, q, project_tokens(module, tokens), rows, regions, strength=0.7)
     torch.testing.assert_close(change, expected, rtol=1e-3, atol=1e-4)  # the difference of two float32 sums
     first, second = expected[rows.index(0)], expected[rows.index(1)]
     assert first.abs().max() > 0 and not torch.allclose(first, second), "both kinds of row gain something of their own"
@@ -197,7 +197,9 @@ def test_keys_and_values_are_made_once_per_run(kit):
 
 
 def test_the_two_forms_and_masks_differ(kit):
-    results = [tiny.sample(kit.layout(variant=ifadapter_trained.Variant(*v))) for v in (("code",), ("paper",), ("code", True))]
+    results = [
+        tiny.sample(kit.layout(variant=trained.Variant(*v))) for v in (("published code",), ("paper",), ("published code", True))
+    ]
     assert all(r.isfinite().all() for r in results)
     assert not torch.equal(results[0], results[1]) and not torch.equal(results[0], results[2])
 
@@ -211,7 +213,7 @@ def test_half_precision_on_either_side(dtype, stored):
     model.model.diffusion_model.to(dtype)
     model.model.diffusion_model.dtype = dtype
     model.model.manual_cast_dtype = None
-    adapter = ifadapter_trained.Adapter(patcher, config, "half")
+    adapter = trained.Adapter(patcher, config, "half")
     found = tiny.sample(ifadapter.apply(model, tiny.tiny_clip(False), TWO, adapter=adapter))
     assert found.isfinite().all() and not torch.equal(found, tiny.sample(model))
 
@@ -301,7 +303,7 @@ def test_fifty_instances_of_any_size_sample(sd15_kit):
 
 
 def test_the_published_weights_are_refused_for_stable_diffusion_15(sd15):
-    adapter = ifadapter_trained.Adapter(None, SDXL, "spd_adapter.bin")
+    adapter = trained.Adapter(None, SDXL, "spd_adapter.bin")
     with pytest.raises(ValueError, match=r"spd_adapter.bin was trained for SDXL .*1280 channels .*, but this MODEL is TinySD15"):
         ifadapter.apply(sd15, tiny.tiny_clip(True), TWO, adapter=adapter)
 

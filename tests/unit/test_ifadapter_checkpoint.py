@@ -110,7 +110,7 @@ def test_a_long_list_of_names_is_cut():
 
 def test_an_adapter_of_another_size_is_not_taken_for_the_published_one():
     with pytest.raises(ValueError, match=r"16 layers \(49, 51, 53 and 13 more\).*needed is \[1, 4, 2560\]"):
-        checkpoint.understood(weights())
+        checkpoint.parse_state_dict(weights())
     assert len(shapes(SDXL)) == 57 + 6 + 16 * 12
 
 

@@ -123,7 +123,7 @@ def test_rows_of_both_kinds_carry_the_boxes_and_only_cond_rows_the_phrases():
     network = randomised(IFAdapter(TINY))
     x, eot = phrases(TINY, 3)
     counts, boxes = torch.tensor([3, 9, 6]), torch.rand(3, 4, generator=rng())
-    uncond, cond = network.row_sets(x, eot, counts, boxes)
+    uncond, cond = network.conditional_and_unconditional_tokens(x, eot, counts, boxes)
     assert uncond.shape == cond.shape == (3, TINY.appearance_tokens + 1, 24)
     torch.testing.assert_close(cond, network.tokens(x, eot, counts, boxes))
     zero = torch.zeros_like

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 from pack.lab.training.diffusion import diffusion_loss
-from pack.py.ifadapter.attention import Places, inject, prepare
+from pack.py.ifadapter.attention import InstanceRegions, compute_injection, project_tokens
 from pack.py.ifadapter.model import Config, IFAdapter, Layer
-from pack.py.ifadapter.training import Batch, Prepared, drops
+from pack.py.ifadapter.training import Batch, Prepared, draw_drops
 
 CONFIG = Config(
     layers=(Layer("a", ("middle", 0, 0), 32, 2),),
@@ -49,25 +49,29 @@ def test_rows_together_equal_each_row_as_it_is_sampled():
     for row in range(3):
         here = layouts.present[row]
         boxes = layouts.boxes[row, here]
-        tokens = made.row_sets(layouts.phrases[row, here], layouts.eot[row, here], layouts.counts[row, here], boxes)
+        tokens = made.conditional_and_unconditional_tokens(
+            layouts.phrases[row, here], layouts.eot[row, here], layouts.counts[row, here], boxes
+        )
         layer = made.adapter_modules["a"]
-        places = Places.on_grid(boxes, *GRID)
-        alone = inject(layer, q[row : row + 1], torch.zeros_like(q[:1]), prepare(layer, tokens), [1], places)
+        regions = InstanceRegions.from_boxes(boxes, *GRID)
+        alone = compute_injection(layer, q[row : row + 1], project_tokens(layer, tokens), [1], regions)
         torch.testing.assert_close(together[row : row + 1], alone, rtol=1e-4, atol=1e-5)  # float32 sums in another order
 
 
 def test_dropped_rows_equal_uncond_rows():
     made, layouts = network(), batch()
-    dropped = Prepared(made, layouts.without(torch.tensor([False, True, False]))).tokens
-    uncond, cond = made.row_sets(layouts.phrases[1], layouts.eot[1], layouts.counts[1], layouts.boxes[1])
+    dropped = Prepared(made, layouts.drop_phrases(torch.tensor([False, True, False]))).tokens
+    uncond, cond = made.conditional_and_unconditional_tokens(
+        layouts.phrases[1], layouts.eot[1], layouts.counts[1], layouts.boxes[1]
+    )
     torch.testing.assert_close(dropped[1], uncond, rtol=1e-5, atol=1e-6)
-    kept = made.row_sets(layouts.phrases[0], layouts.eot[0], layouts.counts[0], layouts.boxes[0])[1]
+    kept = made.conditional_and_unconditional_tokens(layouts.phrases[0], layouts.eot[0], layouts.counts[0], layouts.boxes[0])[1]
     torch.testing.assert_close(dropped[0], kept, rtol=1e-5, atol=1e-6)
     assert not torch.allclose(uncond, cond)
 
 
 def test_drops_have_the_published_shares_and_are_independent():
-    local, whole = drops(20_000, torch.Generator().manual_seed(0))
+    local, whole = draw_drops(20_000, torch.Generator().manual_seed(0))
     assert abs(float(local.float().mean()) - 0.15) < 0.01 and abs(float(whole.float().mean()) - 0.30) < 0.01
     assert abs(float((local & whole).float().mean()) - 0.045) < 0.01
 

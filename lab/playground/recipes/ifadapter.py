@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ....py.ifadapter.model import IFAdapter
-from ....py.ifadapter.training import Batch, Prepared, drops
+from ....py.ifadapter.training import Batch, Prepared, draw_drops
 from ....py.playground.scene import Instance, Scene
 from ....py.playground.vocabulary import encode_padded
 from ...training.loop import Schedule, fit
@@ -114,10 +114,10 @@ def train(
         rows = torch.randint(len(scenes.latents), (BATCH,), generator=rng)
         which = scenes.phrases[rows]
         which = which[:, : int((which >= 0).sum(dim=1).max())]
-        without_phrases, without_caption = drops(BATCH, rng)
+        without_phrases, without_caption = draw_drops(BATCH, rng)
         number = which.clamp(min=0)
         boxes = scenes.boxes[rows, : which.shape[1]]
-        batch = Batch(hidden[number], eot[number], counts[number], boxes, which >= 0).without(without_phrases)
+        batch = Batch(hidden[number], eot[number], counts[number], boxes, which >= 0).drop_phrases(without_phrases)
         with torch.no_grad():
             captions = torch.where(without_caption[:, None], empty, scenes.captions[rows])
             context = text_features(captions.long())

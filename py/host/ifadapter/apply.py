@@ -1,6 +1,6 @@
 """IFAdapter's room: phrases in boxes -> hooks on the host's MODEL.
 
-Here: what both ways share, and the weight-free one (`py/ifadapter/attention.py`). With weights: `ifadapter_trained.py`.
+Here: what both ways share, and the weight-free one (`py/ifadapter/attention.py`). With weights: `trained.py`.
 """
 
 from __future__ import annotations
@@ -14,13 +14,12 @@ import torch
 from torch import Tensor
 
 from ...ifadapter.instances import Instances
-from ...ifadapter.regional import Group, Settings, fusion_weights, owners, plan_groups, regional_change, separated
+from ...ifadapter.regional import Group, Settings, attend_by_owner, fusion_weights, owners, plan_groups, regional_change
 from .. import grids, hooks, notices, padding
 from ..run import SamplingRun, current_run
 from ..schedule import PercentRange
 from ..slots import attention_of_own_rows
-from . import trained as ifadapter_trained
-from . import transformer
+from . import trained, transformer
 from .trained import NODE, UPSTREAM, Adapter, Variant
 
 DEFAULTS = Settings()
@@ -65,7 +64,7 @@ class _LayoutTechnique(ABC):
         return self
 
     def before_run(self, run: SamplingRun) -> None:
-        ifadapter_trained.check_masks(self.layout.instances, run)
+        trained.check_masks(self.layout.instances, run)
 
     def active(self, options: dict) -> bool:
         run = current_run(options)
@@ -127,7 +126,7 @@ class SeparateInstances(_LayoutTechnique):
             return None
         owner = run.get_or_make((self, "owners", grid, view, q.device), lambda: self._owners(run, grid, view).to(q.device))
         rows = [0 if owner.shape[0] == 1 else frame for frame in part.frames]
-        return separated(q, k, v, options["n_heads"], owner[rows], settings, attention_of_own_rows(options)) - text
+        return attend_by_owner(q, k, v, options["n_heads"], owner[rows], settings, attention_of_own_rows(options)) - text
 
     def _owners(self, run: SamplingRun, grid: grids.Grid, view: grids.View) -> Tensor:
         return owners(self.layout.weights(run, grid, view), len(self.layout.instances))
@@ -159,7 +158,7 @@ def apply(
         return transformer.apply(model, clip, instances, strength, percent, background, adapter, settings)
     keys = hooks.text_layers(model, NODE)
     if adapter is not None:
-        ifadapter_trained.check_base(model, adapter)
+        trained.check_base(model, adapter)
     if not len(instances):
         notices.warn_user(f"{NODE}: there are no instances, so the model is passed on unchanged.")
         return model
@@ -170,7 +169,7 @@ def apply(
             notices.warn_user(
                 f"{NODE}: background and separate belong to the weight-free method; with an adapter they are not used."
             )
-        return ifadapter_trained.apply(model, clip, instances, strength, percent, adapter, variant)
+        return trained.apply(model, clip, instances, strength, percent, adapter, variant)
     if clip is None:
         raise ValueError(
             f"{NODE}: the CLIP input is empty. Connect the CLIP of the checkpoint; a diffusion model file has none inside."

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from ...ifadapter import checkpoint
-from ...ifadapter.attention import KeysValues, Places, injected, prepare
+from ...ifadapter.attention import InstanceRegions, KeysValues, compute_injection, project_tokens
 from ...ifadapter.instances import Instance, Instances, short
 from ...ifadapter.model import SDXL, Config, IFAdapter, Layer
-from ...ifadapter.regional import box_in_view, mask_in_view
+from ...ifadapter.regional import crop_box_to_view, crop_mask_to_view
 from .. import folders, grids, hooks, networks, notices
 from ..run import SamplingRun, current_run
 from ..schedule import PercentRange
@@ -29,7 +29,7 @@ FOLDER = "ifadapter"
 LINK = "https://huggingface.co/WuYW/IFAdapter"
 KEY = "exemplary_ifadapter"  # names our network among the additional models of a MODEL
 MOST = 50
-REARRANGED = f"{NODE}: another node rearranges the places of an attention layer; the boxes are not applied there."
+REARRANGED = f"{NODE}: another node rearranges the regions of an attention layer; the boxes are not applied there."
 TILED = f"{NODE}: the model is given a part of the picture (a tiled sampler?), whose place is unknown; the boxes are not applied."
 
 
@@ -50,12 +50,12 @@ class Variant:
     """Where the paper and the published code differ.
 
     Args:
-        form: of the fusion, one of `ifadapter.injection.FORMS`.
-        clean_mask: the resampler sees all words in every layer; see `ifadapter.model.visible_words`.
+        fusion: of the fusion, one of `ifadapter.injection.FUSIONS`.
+        whole_phrase: the resampler sees all words in every layer; see `ifadapter.model.visible_words`.
     """
 
-    form: str = "code"
-    clean_mask: bool = False
+    fusion: str = "published code"
+    whole_phrase: bool = False
 
 
 UPSTREAM = Variant()
@@ -192,24 +192,26 @@ class TrainedText:
         rows = sum(last - first for first, last, _ in parts)
         frames = grids.frame_indices(options, parts[0][1] - parts[0][0]) if self._frames > 1 else ()
         seen = run.get_or_make((self, "seen", view, q.device), partial(self._seen, view, q.device))
-        make = partial(self._places, seen, grid, view, frames, q.device)
-        places, there = run.get_or_make((self, "places", grid, view, frames, q.device), make)
+        make = partial(self._regions, seen, grid, view, frames, q.device)
+        regions, there = run.get_or_make((self, "places", grid, view, frames, q.device), make)
         if not there:
             return None
         layer = self._layer(options)
         network = self.adapter.patcher.model.adapter_modules[layer.key]
-        known = run.get_or_make((self, "known", layer.key, view, q.device, q.dtype), partial(self._known, network, seen, q))
-        return injected(
+        projected = run.get_or_make(
+            (self, "known", layer.key, view, q.device, q.dtype), partial(self._projected, network, seen, q)
+        )
+        return compute_injection(
             network,
             q if rows == len(q) else torch.cat([q[first:last] for first, last, _ in parts]),
-            known if len(there) == len(seen.which) else KeysValues(known.keys[:, there], known.values[:, there]),
+            projected if len(there) == len(seen.which) else KeysValues(projected.keys[:, there], projected.values[:, there]),
             [int(conditional) for first, last, conditional in parts for _ in range(last - first)],
             # Masks of one picture each: once for the rows of every chunk.
-            places if not frames else _repeated(places, len(parts)),
+            regions if not frames else _repeat_regions(regions, len(parts)),
             strength=self.strength,
             strengths=[self.instances[i].strength for i in (seen.which[place] for place in there)],
             slots=self.adapter.config.slots,
-            form=self.variant.form,
+            fusion=self.variant.fusion,
             attention=attention_of_own_rows(options),
         )
 
@@ -224,7 +226,7 @@ class TrainedText:
     @torch.no_grad()
     def _seen(self, view: grids.View, device: torch.device) -> _Seen:
         """Computed in float32, whatever the base's type: once a run, and a resampler of four layers adds up."""
-        boxes = [box_in_view(instance.box, view) for instance in self.instances]
+        boxes = [crop_box_to_view(instance.box, view) for instance in self.instances]
         which = tuple(i for i, box in enumerate(boxes) if box is not None)
         inside = torch.tensor([boxes[i] for i in which], dtype=torch.float32).view(-1, 4)
         if not which:
@@ -232,31 +234,35 @@ class TrainedText:
         index = list(which)
         hidden, eot, counts = (part[index].to(device) for part in (self.phrases.hidden, self.phrases.eot, self.phrases.counts))
         network = self.adapter.patcher.model
-        return _Seen(which, inside, network.row_sets(hidden, eot, counts, inside.to(device), self.variant.clean_mask))
+        return _Seen(
+            which,
+            inside,
+            network.conditional_and_unconditional_tokens(hidden, eot, counts, inside.to(device), self.variant.whole_phrase),
+        )
 
-    def _places(
+    def _regions(
         self, seen: _Seen, grid: grids.Grid, view: grids.View, frames: tuple[int, ...], device: torch.device
-    ) -> tuple[Places, list[int]]:
+    ) -> tuple[InstanceRegions, list[int]]:
         """Where they are, and which of the seen ones are there: a mask may be empty in these pictures or this part."""
         masks: dict[int, Tensor | None] = {}
         for place, i in enumerate(seen.which):
             mask = self.instances[i].mask
             if mask is not None:
-                mask = mask_in_view(mask, *grid, view)
+                mask = crop_mask_to_view(mask, *grid, view)
                 mask = mask if mask.shape[0] == 1 else mask[list(frames)]
                 if not bool((mask > 0).any()):
                     continue
             masks[place] = mask
         there = list(masks)
-        return Places.on_grid(seen.boxes[there].to(device), *grid, list(masks.values())), there
+        return InstanceRegions.from_boxes(seen.boxes[there].to(device), *grid, list(masks.values())), there
 
     @torch.no_grad()
-    def _known(self, network: Any, seen: _Seen, q: Tensor) -> KeysValues:
-        return prepare(network, grids.to_like(seen.tokens, q))
+    def _projected(self, network: Any, seen: _Seen, q: Tensor) -> KeysValues:
+        return project_tokens(network, grids.to_like(seen.tokens, q))
 
 
-def _repeated(places: Places, times: int) -> Places:
-    """The places of so many chunks of the same pictures."""
-    masks = tuple(m if m is None or m.shape[0] == 1 else m.repeat(times, 1, 1) for m in places.masks)
-    ratio, summed = (r if r.shape[0] == 1 else r.repeat(times, 1) for r in (places.area_ratio, places.area_sum_ratio))
-    return replace(places, masks=masks, area_ratio=ratio, area_sum_ratio=summed)
+def _repeat_regions(regions: InstanceRegions, times: int) -> InstanceRegions:
+    """The regions of so many chunks of the same pictures."""
+    masks = tuple(m if m is None or m.shape[0] == 1 else m.repeat(times, 1, 1) for m in regions.masks)
+    ratio, summed = (r if r.shape[0] == 1 else r.repeat(times, 1) for r in (regions.area_ratio, regions.summed_area_ratio))
+    return replace(regions, masks=masks, area_ratio=ratio, summed_area_ratio=summed)

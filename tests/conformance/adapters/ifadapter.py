@@ -6,7 +6,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ....py.ifadapter.attention import Places, attend, gate_maps, inject, instance_map, instance_maps, prepare, slot_weights
+from ....py.ifadapter.attention import (
+    InstanceRegions,
+    compute_gate_logits,
+    compute_injection,
+    compute_instance_maps,
+    compute_slot_weights,
+    fuse_instance_maps,
+    make_attention,
+    project_tokens,
+)
 from ....py.ifadapter.model import CBAM, Config, IFAdapter, Injection, Layer, PositionNet, Resampler, visible_words
 from ..registry import register
 
@@ -63,7 +72,9 @@ def token_assembly(weights, inputs, config):
     network.pos_net = filled(
         PositionNet(position["out_dim"], frequencies=position["fourier_freqs"], device="meta"), weights, position["prefix"]
     )
-    sets = network.row_sets(inputs["phrase_embeds"], inputs["eot"][:, None], inputs["token_counts"], inputs["boxes"])
+    sets = network.conditional_and_unconditional_tokens(
+        inputs["phrase_embeds"], inputs["eot"][:, None], inputs["token_counts"], inputs["boxes"]
+    )
     return {"ap_tokens": sets.flatten(0, 1), "boxes": inputs["boxes"].repeat(2, 1)}
 
 
@@ -74,24 +85,24 @@ def attention_layer(weights, inputs, config):
     layer = filled(Injection(config["channels"], heads, config["context_dim"], device="meta"), weights, config["key_prefix"])
     q = F.linear(inputs["hidden"], base["to_q.weight"])
     k, v = (F.linear(inputs["context"], base[f"to_{each}.weight"]) for each in "kv")
-    text = attend(heads)(q, k, v)
+    text = make_attention(heads)(q, k, v)
 
-    places = Places.on_grid(inputs["boxes"], h, w)
-    known = prepare(layer, inputs["ap_tokens"].unflatten(0, (2, n)))
+    regions = InstanceRegions.from_boxes(inputs["boxes"], h, w)
+    projected = project_tokens(layer, inputs["ap_tokens"].unflatten(0, (2, n)))
     slots = {"slots": config["max_obj"]}
-    logits, outside = gate_maps(layer, instance_maps(layer, q, known, (0, 1), places), places)
-    weight = slot_weights(logits, outside, places, **slots)
-    out = inject(layer, q, text, known, (0, 1), places, strength=config["scale"], **slots)
+    logits, outside = compute_gate_logits(layer, compute_instance_maps(layer, q, projected, (0, 1), regions), regions)
+    weight = compute_slot_weights(logits, outside, regions, **slots)
+    out = text + compute_injection(layer, q, projected, (0, 1), regions, strength=config["scale"], **slots)
 
     padding = config["max_obj"] - n
     empty = ((1 - weight.sum(dim=1, keepdim=True)) / padding).expand(-1, padding, -1, -1)
     return {
         "base_pre_to_out": text,
-        "box_masks": torch.cat([places.whole(place) for place in range(n)]),
-        "area_ratio": F.pad(places.area_ratio[0], (0, padding)),
+        "box_masks": torch.cat([regions.full_mask(place) for place in range(n)]),
+        "area_ratio": F.pad(regions.area_ratio[0], (0, padding)),
         "gate_logits": torch.cat([logits, outside.expand(2, padding, h, w)], dim=1),
         "slot_weights": torch.cat([weight, empty], dim=1),
-        "D": instance_map(layer, q, known, (0, 1), places, **slots),
+        "D": fuse_instance_maps(layer, q, projected, (0, 1), regions, **slots),
         "pre_to_out": out,
         "post_to_out": F.linear(out, base["to_out.0.weight"], base["to_out.0.bias"]),
     }
