@@ -1,12 +1,12 @@
 """Files of IFAdapter weights -> `Config` and a state dict of `model.IFAdapter`, and back.
 
-Three layouts are read:
+Three formats are supported:
 - the published pickle `spd_adapter.bin` (WuYW/IFAdapter): {text_proj_model, adapter_modules, pos_net}, each a state dict; for SDXL;
 - the same as safetensors, names joined by dots;
-- our own: safetensors with those names and the `Config` as JSON in the metadata, for any base.
+- the pack's own: safetensors with those names and the `Config` as JSON in the metadata, for any base.
 
-Names and shapes must fit exactly: a weight too many or too few means that the file is for something else, and would be heard of only
-as a picture that ignores its boxes.
+Names and shapes must match exactly: a missing or additional weight means that the file is for something else, and the only symptom
+would be images that ignore their boxes.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
-from .model import SDXL, Config, IFAdapter, shapes
+from .model import SDXL, Config, weight_shapes
 
 log = logging.getLogger("exemplary")
 
@@ -33,34 +33,36 @@ SHOWN = 3  # how many wrong names a message lists
 
 
 def metadata(config: Config) -> dict[str, str]:
-    """The metadata of our own layout."""
+    """The metadata of the pack's own format."""
     return {"format": FORMAT, CONFIG_KEY: config.to_json()}
 
 
-def parse_state_dict(weights: Mapping[str, Any], described: Mapping[str, str] | None = None) -> tuple[Config, dict[str, Tensor]]:
-    """Say what adapter a state dict in any of the three layouts is.
+def parse_state_dict(
+    weights: Mapping[str, Any], file_metadata: Mapping[str, str] | None = None
+) -> tuple[Config, dict[str, Tensor]]:
+    """Find out which adapter a state dict in any of the three formats is.
 
     Args:
         weights: as loaded; nested by group as published, or flat.
-        described: the file's metadata. Without a description in it the published SDXL adapter is expected.
+        file_metadata: the file's metadata. Without a configuration in it the published SDXL adapter is expected.
 
     Returns:
-        The description and the flat state dict, checked against it; tensors are not copied.
+        The configuration and the flat state dict, checked against it; tensors are not copied.
 
     Raises:
         ValueError: naming what was found and what is needed.
     """
-    text = (described or {}).get(CONFIG_KEY)
+    text = (file_metadata or {}).get(CONFIG_KEY)
     config = SDXL if text is None else Config.from_json(text)
-    state = flat(weights)
-    check(state, config)
+    state = flatten_keys(weights)
+    check_state_dict(state, config)
     return config, state
 
 
-def flat(weights: Mapping[str, Any]) -> dict[str, Tensor]:
+def flatten_keys(weights: Mapping[str, Any]) -> dict[str, Tensor]:
     """Nested groups or dotted names -> dotted names."""
     if not isinstance(weights, Mapping) or not weights:
-        raise ValueError(f"The file holds {_kind(weights)}; an IFAdapter file holds the groups {', '.join(GROUPS)}.")
+        raise ValueError(f"The file contains {_kind(weights)}; an IFAdapter file contains the groups {', '.join(GROUPS)}.")
     state: dict[str, Any] = {}
     for name, value in weights.items():
         if isinstance(value, Mapping):
@@ -70,7 +72,7 @@ def flat(weights: Mapping[str, Any]) -> dict[str, Tensor]:
     found = sorted({name.partition(".")[0] for name in state})
     if set(found) != set(GROUPS):
         raise ValueError(
-            f"The file holds {_some(found)}; an IFAdapter file holds the groups {', '.join(GROUPS)}. It is another kind of file."
+            f"The file contains {_some(found)}; an IFAdapter file contains the groups {', '.join(GROUPS)}. It is another kind of file."
         )
     odd = [name for name, value in state.items() if not isinstance(value, Tensor)]
     if odd:
@@ -78,17 +80,17 @@ def flat(weights: Mapping[str, Any]) -> dict[str, Tensor]:
     return state
 
 
-def check(state: Mapping[str, Tensor], config: Config) -> None:
+def check_state_dict(state: Mapping[str, Tensor], config: Config) -> None:
     """Raise a ValueError unless names and shapes are exactly those of the adapter that `config` describes."""
-    needed = shapes(config)
+    needed = weight_shapes(config)
     missing = [name for name in needed if name not in state]
     extra = [name for name in state if name not in needed]
     wrong = [
-        f"{name} is {list(state[name].shape)}, needed is {list(shape)}"
+        f"{name} is {list(state[name].shape)}, expected {list(shape)}"
         for name, shape in needed.items()
         if name in state and tuple(state[name].shape) != shape
     ]
-    numbers = [f"{name} holds {state[name].dtype}" for name in needed if name in state and not state[name].is_floating_point()]
+    numbers = [f"{name} is {state[name].dtype}" for name in needed if name in state and not state[name].is_floating_point()]
     complaints = [
         *([f"{len(missing)} of {len(needed)} weights are missing ({_some(missing)})"] if missing else []),
         *([f"{len(extra)} weights do not belong to it ({_some(extra)})"] if extra else []),
@@ -98,77 +100,78 @@ def check(state: Mapping[str, Tensor], config: Config) -> None:
     if complaints:
         keys = [layer.key for layer in config.layers]
         what = f"an adapter of {len(keys)} layers ({_some(keys)}) for text encoders {' + '.join(name for name, _ in config.encoders)}"
-        raise ValueError(f"The file does not fit {what}: {'; '.join(complaints)}. Download or convert it again.")
+        raise ValueError(f"The file does not match {what}: {'; '.join(complaints)}. Download or convert it again.")
 
 
 def read(path: str | Path) -> tuple[Config, dict[str, Tensor]]:
-    """Read a file of any of the three layouts onto the CPU. No code in it is executed."""
+    """Read a file of any of the three formats onto the CPU. Code in a pickle is never executed.
+
+    Raises:
+        ValueError: naming the file, if it cannot be read, is another kind of file or contains NaN or infinite weights.
+    """
     path = Path(path)
     try:
-        if path.suffix.lower() == ".safetensors":
+        if path.suffix.lower() in (".safetensors", ".sft"):
             with safe_open(path, "pt") as file:
-                described, weights = file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                file_metadata, weights = file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         else:
-            described, weights = {}, torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        reason = str(error).splitlines()[0] if str(error) else "nothing could be unpickled"
-        raise ValueError(f"{path.name} is damaged or holds more than weights, and was not loaded ({reason}).") from None
-    except (OSError, EOFError, RuntimeError, SafetensorError) as error:
+            file_metadata, weights = {}, torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise ValueError(f"{path.name} does not exist.") from None
+    except pickle.UnpicklingError:
+        # The reason that torch gives advises to load the file unsafely.
         raise ValueError(
-            f"{path.name} cannot be read: {str(error).splitlines()[0] if str(error) else 'it ends early'}."
+            f"{path.name} is damaged or contains more than weights, and was not loaded. Download it again."
+        ) from None
+    except Exception as error:  # damaged files raise whatever the first wrong byte leads to
+        log.debug("%s cannot be read", path, exc_info=True)
+        raise ValueError(
+            f"{path.name} cannot be read ({type(error).__name__}): it is damaged, incomplete or not a weights file. Download it again."
         ) from None
     try:
-        return parse_state_dict(weights, described)
+        config, state = parse_state_dict(weights, file_metadata)
+        return config, {name: _to_computable(name, weight) for name, weight in state.items()}
     except ValueError as error:
         raise ValueError(f"{path.name}: {error}") from None
 
 
+def _to_computable(name: str, weight: Tensor) -> Tensor:
+    """The weight in a number format that every operation supports. Raises ValueError for one without usable values."""
+    if weight.is_meta or weight.is_sparse or weight.is_quantized or weight.layout != torch.strided:
+        raise ValueError(f"The weight {name} is not stored as plain numbers. Convert the file to safetensors with plain tensors.")
+    if weight.dtype.itemsize == 1:  # float8: normalisation layers have no kernels for it
+        weight = weight.half()
+    if not bool(torch.isfinite(weight).all()):
+        raise ValueError(f"The weight {name} contains NaN or infinite values: the training failed or the file is damaged.")
+    return weight
+
+
 def save(path: str | Path, config: Config, weights: Mapping[str, Tensor]) -> None:
-    """Write our own layout. Weights keep their type."""
-    state = {name: weight.detach().cpu().contiguous() for name, weight in flat(weights).items()}
-    check(state, config)
+    """Write the pack's own format. Weights keep their number format."""
+    state = {name: weight.detach().cpu().contiguous() for name, weight in flatten_keys(weights).items()}
+    check_state_dict(state, config)
     save_file(state, str(path), metadata=metadata(config))
 
 
 def convert(source: str | Path, target: str | Path | None = None) -> Path:
-    """Write a file of any layout in our own, by default beside the source as .safetensors; never over a file that is there."""
+    """Write a file of any format in the pack's own, by default next to the source as .safetensors. An existing file is never overwritten."""
     source = Path(source)
     target = Path(target) if target else source.with_suffix(".safetensors")
     if target.exists():
-        raise ValueError(f"{target.name} exists already and stays as it is. Give another name, or move it away.")
+        raise ValueError(f"{target.name} exists already and is not overwritten. Choose another name, or move it.")
     config, state = read(source)
     save(target, config, state)
     return target
 
 
 def main(arguments: list[str]) -> int:
-    """Convert FILE [TARGET] to our own layout; `dev.py convert-weights ifadapter FILE`. Returns the exit code."""
+    """Convert FILE [TARGET] to the pack's own format; `dev.py convert-weights ifadapter FILE`. Returns the exit code."""
     try:
         log.info("%s is written.", convert(*arguments[:2]))
     except ValueError as error:
         log.error("%s", error)
         return 1
     return 0
-
-
-def build(
-    config: Config,
-    weights: Mapping[str, Tensor],
-    *,
-    operations: Any = nn,
-    dtype: torch.dtype | None = None,
-    device: Any = None,
-) -> IFAdapter:
-    """The adapter with these weights, for use outside of a host (tests, evaluation).
-
-    Args:
-        config, weights: from `read` or `parse_state_dict`; the tensors themselves become the parameters.
-        dtype, device: to which each weight is brought first; None leaves it as it is.
-    """
-    network = IFAdapter(config, operations=operations, device="meta")
-    state = {name: weight.to(device=device, dtype=dtype) for name, weight in weights.items()}
-    network.load_state_dict(state, strict=True, assign=True)
-    return network.eval()
 
 
 def _some(names: list[str], between: str = ", ") -> str:

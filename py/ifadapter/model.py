@@ -1,7 +1,7 @@
-"""IFAdapter's networks: the resampler of phrases, the position network, and what one attention layer gets.
+"""IFAdapter's networks: the resampler of phrases, the position network, and the weights that one attention layer gets.
 
 Names are those of the published checkpoint. `Config` describes any base: the published SDXL adapter, SD1.5, or a small one.
-Constructors take `operations` (torch.nn, or a host's stand-ins that cast and offload), `dtype` and `device`.
+Constructors take `operations` (torch.nn, or a host's replacement that casts and offloads), `dtype` and `device`.
 
 Axes: b rows of the batch, i instances, t text layers, l positions of a phrase, m tokens, n heads, d width of a head, c channels.
 """
@@ -24,7 +24,7 @@ class Layer:
     """One adapted text attention of the base.
 
     Args:
-        key: its name in the checkpoint. In the published file the place in diffusers' list of attention processors.
+        key: its name in the checkpoint. In the published file the index in diffusers' list of attention processors.
         place: block, number and transformer index as ComfyUI's `set_model_attn2_replace` takes them, such as ("output", 0, 3).
         channels: width of the base layer's query. heads: of the base layer.
     """
@@ -37,7 +37,7 @@ class Layer:
 
 @dataclass(frozen=True)
 class Config:
-    """Everything that decides the shapes of an adapter and what it reads; stored in a checkpoint's metadata.
+    """Everything that the shapes of an adapter and its text layers depend on; stored in a checkpoint's metadata.
 
     Args:
         layers: the adapted layers.
@@ -49,7 +49,7 @@ class Config:
         dim, depth, heads, dim_head, ff_mult: of the resampler.
         position_width, frequencies, temperature: of the position network.
         reduction, gate_kernel: of the gate (CBAM).
-        slots: over how many instances the gate's softmax runs at least; also the largest number of instances trained with.
+        slots: the least number of instances that the gate's softmax runs over; also the largest number of instances in training.
     """
 
     layers: tuple[Layer, ...]
@@ -90,11 +90,11 @@ class Config:
         if len({layer.key for layer in self.layers}) != len(self.layers):
             wrong.append("two layers have the same key")
         if wrong:
-            raise ValueError(f"This is no description of an IFAdapter: {'; '.join(wrong)}.")
+            raise ValueError(f"This does not describe an IFAdapter: {'; '.join(wrong)}.")
 
     @property
     def width(self) -> int:
-        """Channels of a phrase's embedding and of every token: the text encoders side by side."""
+        """Channels of a phrase's embedding and of every token: those of all text encoders together."""
         return sum(width for _, width in self.encoders)
 
     @property
@@ -103,12 +103,12 @@ class Config:
         return self.queries * len(self.text_layers)
 
     def to_json(self) -> str:
-        """As one line of JSON."""
+        """The configuration as one line of JSON."""
         return json.dumps(asdict(self), separators=(",", ":"))
 
     @classmethod
     def from_json(cls, text: str) -> Config:
-        """From `to_json`. A ValueError names what is missing, unknown or wrong."""
+        """Read what `to_json` wrote. Raises ValueError naming what is missing, unknown or wrong."""
         try:
             data = json.loads(text)
         except (json.JSONDecodeError, TypeError, RecursionError) as error:
@@ -160,17 +160,17 @@ SDXL = Config(layers=_sdxl_layers())
 """The published adapter: 519,750,464 parameters, of which the resampler has 429,982,208."""
 
 
-def visible_words(counts: Tensor, length: int, depth: int, clean: bool = False) -> Tensor:
-    """Say which positions of each phrase each layer of the resampler sees.
+def visible_words(counts: Tensor, length: int, depth: int, whole_phrase: bool = False) -> Tensor:
+    """The positions of each phrase that each layer of the resampler attends to.
 
-    Meant are the words, neither start, end nor padding. The published code cuts both ends of what was visible in the layer before:
-    the last one is then taken for an end that was cut already. With words at 1..5 the layers see 12345, 1235, 125, 15. The published
-    weights were probably trained so.
+    The intention is: the words, without start, end and padding. The published code removes both ends of what was visible in the layer
+    before, so from the second layer on it removes a word as if it were the end. With words at 1..5 the layers see 12345, 1235, 125, 15.
+    The published weights were probably trained in this way.
 
     Args:
-        counts: [i] positions used, start and end of text included; 0 for a phrase of which nothing is visible.
+        counts: [i] positions used, start and end of text included; 0 for a dropped phrase.
         length, depth: positions of a phrase; layers of the resampler.
-        clean: every layer sees all words.
+        whole_phrase: every layer attends to all words.
 
     Returns:
         [depth, i, length] bool.
@@ -178,10 +178,9 @@ def visible_words(counts: Tensor, length: int, depth: int, clean: bool = False) 
     visible = torch.arange(length, device=counts.device) < counts[:, None]
     layers = []
     for layer in range(depth):
-        if layer == 0 or not clean:
-            end = (
-                visible.sum(dim=1, keepdim=True) - 1
-            ) % length  # of nothing it is the last position, which is not visible anyway
+        if layer == 0 or not whole_phrase:
+            # Without any visible position this is the last one, which is not visible anyway.
+            end = (visible.sum(dim=1, keepdim=True) - 1) % length
             visible = visible.scatter(1, end, False)
             visible[:, 0] = False  # in place is safe: `scatter` has just made a new tensor
         layers.append(visible)
@@ -202,24 +201,24 @@ class RMSNorm(nn.Module):
 
 
 def normalize_rms(x: Tensor, eps: float = 1e-6) -> Tensor:
-    """x / rms(x) over the last axis; give float32, since the square of a half overflows early."""
+    """x / rms(x) over the last axis. Pass float32: squares overflow in half precision."""
     return x * torch.rsqrt(x.square().mean(dim=-1, keepdim=True) + eps)
 
 
 class ResamplerAttention(nn.Module):
-    """The queries read the phrase and themselves."""
+    """The queries attend to the phrase and to themselves."""
 
     def __init__(self, dim: int, heads: int, dim_head: int, *, operations: Any, dtype: Any, device: Any) -> None:
         super().__init__()
         self.heads = heads
-        inner, factory = heads * dim_head, {"dtype": dtype, "device": device}
-        self.norm1 = operations.LayerNorm(dim, **factory)
-        self.norm2 = operations.LayerNorm(dim, **factory)
-        self.to_q = operations.Linear(dim, inner, bias=False, **factory)
-        self.to_kv = operations.Linear(dim, 2 * inner, bias=False, **factory)
-        self.to_out = operations.Linear(inner, dim, bias=False, **factory)
-        self.q_norm = RMSNorm(dim_head, **factory)
-        self.k_norm = RMSNorm(dim_head, **factory)
+        inner, factory_kwargs = heads * dim_head, {"dtype": dtype, "device": device}
+        self.norm1 = operations.LayerNorm(dim, **factory_kwargs)
+        self.norm2 = operations.LayerNorm(dim, **factory_kwargs)
+        self.to_q = operations.Linear(dim, inner, bias=False, **factory_kwargs)
+        self.to_kv = operations.Linear(dim, 2 * inner, bias=False, **factory_kwargs)
+        self.to_out = operations.Linear(inner, dim, bias=False, **factory_kwargs)
+        self.q_norm = RMSNorm(dim_head, **factory_kwargs)
+        self.k_norm = RMSNorm(dim_head, **factory_kwargs)
 
     def forward(self, x: Tensor, latents: Tensor, seen: Tensor) -> Tensor:
         """x [b, l, c], latents [b, m, c], seen [b, l + m] bool -> [b, m, c]."""
@@ -231,14 +230,14 @@ class ResamplerAttention(nn.Module):
 
 
 class ResamplerMLP(nn.Module):
-    """down(rmsnorm(gelu(gate(x)) * up(x))), without a norm before it."""
+    """down(rmsnorm(gelu(gate(x)) * up(x))), without a norm in front."""
 
     def __init__(self, dim: int, mult: int, *, operations: Any, dtype: Any, device: Any) -> None:
         super().__init__()
-        factory = {"bias": False, "dtype": dtype, "device": device}
-        self.gate_proj = operations.Linear(dim, mult * dim, **factory)
-        self.up_proj = operations.Linear(dim, mult * dim, **factory)
-        self.down_proj = operations.Linear(mult * dim, dim, **factory)
+        factory_kwargs = {"bias": False, "dtype": dtype, "device": device}
+        self.gate_proj = operations.Linear(dim, mult * dim, **factory_kwargs)
+        self.up_proj = operations.Linear(dim, mult * dim, **factory_kwargs)
+        self.down_proj = operations.Linear(mult * dim, dim, **factory_kwargs)
 
     def forward(self, x: Tensor) -> Tensor:
         """[b, m, c] -> [b, m, c]."""
@@ -247,9 +246,9 @@ class ResamplerMLP(nn.Module):
 
 
 class Resampler(nn.Module):
-    """Read the hidden layers of the text encoders into a few appearance tokens.
+    """Compress the hidden layers of the text encoders into a few appearance tokens.
 
-    The same queries read every text layer; text layers do not see each other.
+    The same queries attend to every text layer; text layers do not attend to each other.
     """
 
     def __init__(
@@ -268,15 +267,15 @@ class Resampler(nn.Module):
         device: Any = None,
     ) -> None:
         super().__init__()
-        factory = {"dtype": dtype, "device": device}
-        every: dict[str, Any] = {"operations": operations, **factory}
-        self.latents = nn.Parameter(torch.randn(1, queries, dim, **factory) / dim**0.5)
-        self.proj_in = operations.Linear(in_width, dim, **factory)
-        self.proj_out = operations.Linear(dim, out_width, **factory)
-        self.norm_out = operations.LayerNorm(out_width, **factory)
-        self.attention_norm = operations.LayerNorm(dim, **factory)
+        factory_kwargs = {"dtype": dtype, "device": device}
+        layer_kwargs: dict[str, Any] = {"operations": operations, **factory_kwargs}
+        self.latents = nn.Parameter(torch.randn(1, queries, dim, **factory_kwargs) / dim**0.5)
+        self.proj_in = operations.Linear(in_width, dim, **factory_kwargs)
+        self.proj_out = operations.Linear(dim, out_width, **factory_kwargs)
+        self.norm_out = operations.LayerNorm(out_width, **factory_kwargs)
+        self.attention_norm = operations.LayerNorm(dim, **factory_kwargs)
         self.layers = nn.ModuleList(
-            nn.ModuleList([ResamplerAttention(dim, heads, dim_head, **every), ResamplerMLP(dim, ff_mult, **every)])
+            nn.ModuleList([ResamplerAttention(dim, heads, dim_head, **layer_kwargs), ResamplerMLP(dim, ff_mult, **layer_kwargs)])
             for _ in range(depth)
         )
 
@@ -287,7 +286,7 @@ class Resampler(nn.Module):
         """
         i, t, length, _ = phrases.shape
         words = visible_words(counts.to(phrases.device), length, len(self.layers), whole_phrase)
-        seen = F.pad(words, (0, self.latents.shape[1]), value=True)  # the queries always see each other
+        seen = F.pad(words, (0, self.latents.shape[1]), value=True)  # the queries always attend to each other
         x = self.proj_in(rearrange(phrases, "i t l c -> (i t) l c"))
         latents = self.latents.to(x).expand(i * t, -1, -1)
         layers: Any = self.layers
@@ -299,7 +298,7 @@ class Resampler(nn.Module):
 
 
 class PositionNet(nn.Module):
-    """Embed a box. No text in it and no embedding for "no box"."""
+    """Embeds a box. There is no text in it and no embedding for "no box"."""
 
     def __init__(
         self,
@@ -314,13 +313,13 @@ class PositionNet(nn.Module):
     ) -> None:
         super().__init__()
         self.frequencies, self.temperature = frequencies, temperature
-        factory = {"dtype": dtype, "device": device}
+        factory_kwargs = {"dtype": dtype, "device": device}
         self.linears_position = nn.Sequential(
-            operations.Linear(8 * frequencies, inner, **factory),
+            operations.Linear(8 * frequencies, inner, **factory_kwargs),
             nn.SiLU(),
-            operations.Linear(inner, inner, **factory),
+            operations.Linear(inner, inner, **factory_kwargs),
             nn.SiLU(),
-            operations.Linear(inner, out_width, **factory),
+            operations.Linear(inner, out_width, **factory_kwargs),
         )
 
     def fourier(self, boxes: Tensor) -> Tensor:
@@ -335,15 +334,15 @@ class PositionNet(nn.Module):
 
 
 class ChannelGate(nn.Module):
-    """CBAM's first half: which channels of a map count."""
+    """CBAM's first half: a weight for each channel of a map."""
 
     def __init__(self, channels: int, reduction: int, *, operations: Any, dtype: Any, device: Any) -> None:
         super().__init__()
-        factory = {"dtype": dtype, "device": device}
+        factory_kwargs = {"dtype": dtype, "device": device}
         self.linear = nn.Sequential(
-            operations.Linear(channels, channels // reduction, **factory),
+            operations.Linear(channels, channels // reduction, **factory_kwargs),
             nn.ReLU(),
-            operations.Linear(channels // reduction, channels, **factory),
+            operations.Linear(channels // reduction, channels, **factory_kwargs),
         )
 
     def forward(self, x: Tensor, cells: int | None = None) -> Tensor:
@@ -357,14 +356,14 @@ class ChannelGate(nn.Module):
 
 
 class SpatialGate(nn.Module):
-    """CBAM's second half: which cells of a map count."""
+    """CBAM's second half: a weight for each cell of a map."""
 
     def __init__(self, kernel: int, *, operations: Any, dtype: Any, device: Any) -> None:
         super().__init__()
         self.conv = operations.Conv2d(2, 1, kernel, padding=kernel // 2, bias=False, dtype=dtype, device=device)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[b, y, x, c] -> factors [b, y, x, 1]. Part of a map does if the rest is zero, as beyond the border of a map."""
+        """[b, y, x, c] -> factors [b, y, x, 1]. A part of a map is enough if the rest is zero, as the convolution's padding is."""
         return rearrange(torch.sigmoid(self.conv(torch.stack([x.amax(dim=-1), x.mean(dim=-1)], dim=1))), "b 1 y x -> b y x 1")
 
 
@@ -373,18 +372,18 @@ class CBAM(nn.Module):
 
     def __init__(self, channels: int, reduction: int, kernel: int, *, operations: Any, dtype: Any, device: Any) -> None:
         super().__init__()
-        factory: dict[str, Any] = {"operations": operations, "dtype": dtype, "device": device}
-        self.cam = ChannelGate(channels, reduction, **factory)
-        self.sam = SpatialGate(kernel, **factory)
+        factory_kwargs: dict[str, Any] = {"operations": operations, "dtype": dtype, "device": device}
+        self.cam = ChannelGate(channels, reduction, **factory_kwargs)
+        self.sam = SpatialGate(kernel, **factory_kwargs)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[b, y, x, c] -> the same. `Injection.gate_logits` computes what follows it without a pass over the second product."""
+        """[b, y, x, c] -> the same. `Injection.gate_logits` computes the convolution after it without the second product."""
         x = x * self.cam(x)
         return x * self.sam(x)
 
 
 class Injection(nn.Module):
-    """What one text attention of the base gets: keys and values of the instances, and the gate that fuses them."""
+    """The weights added to one text attention of the base: keys and values of the instances, and the gate that fuses them."""
 
     def __init__(
         self,
@@ -400,32 +399,34 @@ class Injection(nn.Module):
     ) -> None:
         super().__init__()
         self.heads = heads
-        factory = {"dtype": dtype, "device": device}
-        self.to_k_ap = operations.Linear(token_width, channels, bias=False, **factory)
-        self.to_v_ap = operations.Linear(token_width, channels, bias=False, **factory)
-        self.q_norm = RMSNorm(channels // heads, **factory)
-        self.k_norm = RMSNorm(channels // heads, **factory)
-        self.cbam = CBAM(channels, reduction, gate_kernel, operations=operations, **factory)
-        self.conv = operations.Conv2d(channels, 1, 1, **factory)
-        self.alpha = nn.Parameter(torch.zeros((), **factory))  # tanh(0) = 0: an untrained adapter leaves the base as it was
+        factory_kwargs = {"dtype": dtype, "device": device}
+        self.to_k_ap = operations.Linear(token_width, channels, bias=False, **factory_kwargs)
+        self.to_v_ap = operations.Linear(token_width, channels, bias=False, **factory_kwargs)
+        self.q_norm = RMSNorm(channels // heads, **factory_kwargs)
+        self.k_norm = RMSNorm(channels // heads, **factory_kwargs)
+        self.cbam = CBAM(channels, reduction, gate_kernel, operations=operations, **factory_kwargs)
+        self.conv = operations.Conv2d(channels, 1, 1, **factory_kwargs)
+        self.alpha = nn.Parameter(
+            torch.zeros((), **factory_kwargs)
+        )  # tanh(0) = 0: an untrained adapter leaves the base unchanged
 
     def queries(self, q: Tensor) -> Tensor:
-        """The base layer's projected query [b, l, c] -> the same, normalised in each head. The base itself attends with the plain one."""
+        """The base layer's projected query [b, l, c], normalised in each head. The base itself attends with the plain query."""
         return self._in_heads(self.q_norm, q)
 
     def keys_values(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Tokens [..., m, token width] -> keys and values [..., m, c]. They depend on no picture: once per run is enough."""
+        """Tokens [..., m, token width] -> keys and values [..., m, c]. They do not depend on the latents, so once per run is enough."""
         return self._in_heads(self.k_norm, self.to_k_ap(tokens)), self.to_v_ap(tokens)
 
     def _in_heads(self, norm: RMSNorm, x: Tensor) -> Tensor:
         return norm(x.unflatten(-1, (self.heads, -1))).flatten(-2)
 
     def gate_logits(self, s: Tensor, cells: int) -> tuple[Tensor, Tensor]:
-        """How much each cell of an instance asks for its place: g = conv(CBAM(s)).
+        """The logit with which an instance competes for each cell: g = conv(CBAM(s)).
 
         Args:
-            s: an instance's attention in the rectangle around its place, [b, y, x, c].
-            cells: of the whole grid. Outside of the rectangle s is zero, which the pools of CBAM count.
+            s: an instance's attention in the rectangle around its region, [b, y, x, c].
+            cells: number of cells of the full grid. Outside of the rectangle s is zero, and the pools of CBAM include these zeros.
 
         Returns:
             Logits in the rectangle [b, y, x] and the logit everywhere else (), both float32. The latter is the convolution's bias.
@@ -443,19 +444,21 @@ class IFAdapter(nn.Module):
     def __init__(self, config: Config = SDXL, *, operations: Any = nn, dtype: Any = None, device: Any = None) -> None:
         super().__init__()
         self.config = config
-        factory: dict[str, Any] = {"operations": operations, "dtype": dtype, "device": device}
+        factory_kwargs: dict[str, Any] = {"operations": operations, "dtype": dtype, "device": device}
         resampler = (config.dim, config.depth, config.heads, config.dim_head, config.queries, config.ff_mult)
-        self.text_proj_model = Resampler(*resampler, in_width=config.width, out_width=config.width, **factory)
-        self.pos_net = PositionNet(config.width, config.position_width, config.frequencies, config.temperature, **factory)
+        self.text_proj_model = Resampler(*resampler, in_width=config.width, out_width=config.width, **factory_kwargs)
+        self.pos_net = PositionNet(config.width, config.position_width, config.frequencies, config.temperature, **factory_kwargs)
         self.adapter_modules = nn.ModuleDict(
             {
-                layer.key: Injection(layer.channels, layer.heads, config.width, config.reduction, config.gate_kernel, **factory)
+                layer.key: Injection(
+                    layer.channels, layer.heads, config.width, config.reduction, config.gate_kernel, **factory_kwargs
+                )
                 for layer in config.layers
             }
         )
 
     def tokens(self, phrases: Tensor, eot: Tensor, counts: Tensor, boxes: Tensor, whole_phrase: bool = False) -> Tensor:
-        """The tokens that the layers attend to: [appearance ; EoT] + position, on all of them.
+        """The tokens that the layers attend to: [appearance ; EoT], with the position added to each.
 
         Args:
             phrases: hidden states [i, t, l, c] of `Config.text_layers`, text encoders joined along c.
@@ -472,9 +475,9 @@ class IFAdapter(nn.Module):
     def conditional_and_unconditional_tokens(
         self, phrases: Tensor, eot: Tensor, counts: Tensor, boxes: Tensor, whole_phrase: bool = False
     ) -> Tensor:
-        """`tokens` for both kinds of rows, [2, i, m, c]: 0 for uncond rows, 1 for cond rows.
+        """`tokens` for both kinds of rows, [2, i, m, c]: index 0 for unconditional rows, 1 for conditional ones.
 
-        Uncond rows have the same boxes, but zero phrases of which nothing is visible; one resampled zero serves all instances.
+        Unconditional rows have the same boxes, but phrases that are zero and not visible; one resampled zero is used for all instances.
         """
         position = self.pos_net(boxes, phrases.dtype)
         cond = join_tokens(self.text_proj_model(phrases, counts, whole_phrase), eot, position)
@@ -484,10 +487,10 @@ class IFAdapter(nn.Module):
 
 
 def join_tokens(appearance: Tensor, eot: Tensor, position: Tensor) -> Tensor:
-    """[i, m, c], [i, 1, c] and [i, c] -> [i, m + 1, c]: one after the other, the position added to each."""
+    """Concatenate [i, m, c] and [i, 1, c] to [i, m + 1, c] and add the position [i, c] to each token."""
     return torch.cat([appearance, eot.to(appearance)], dim=1) + position[:, None].to(appearance)
 
 
-def shapes(config: Config) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every weight an adapter has, in the order of its state dict; makes no tensor."""
+def weight_shapes(config: Config) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every weight of an adapter, in the order of its state dict; allocates no weights."""
     return {name: tuple(weight.shape) for name, weight in IFAdapter(config, device="meta").state_dict().items()}

@@ -7,7 +7,7 @@ import math
 
 import pytest
 import torch
-from pack.py.ifadapter.model import SDXL, Config, IFAdapter, Layer, PositionNet, Resampler, RMSNorm, shapes, visible_words
+from pack.py.ifadapter.model import SDXL, Config, IFAdapter, Layer, PositionNet, Resampler, RMSNorm, visible_words, weight_shapes
 
 TINY = Config(
     layers=(Layer("a", ("output", 1, 0), 32, 4), Layer("b", ("middle", 0, 0), 16, 2)),
@@ -51,7 +51,7 @@ def test_each_layer_of_the_resampler_sees_one_word_less():
 
 
 def test_a_clean_mask_shows_every_layer_all_words():
-    seen = visible_words(torch.tensor([7, 3]), 77, 3, clean=True)
+    seen = visible_words(torch.tensor([7, 3]), 77, 3, whole_phrase=True)
     assert positions(seen[:, 0]) == [[1, 2, 3, 4, 5]] * 3 and positions(seen[:, 1]) == [[1]] * 3
 
 
@@ -140,7 +140,7 @@ def test_no_instances_give_no_tokens():
 
 
 def test_the_published_adapter_has_the_published_size_names_and_places():
-    found = shapes(SDXL)
+    found = weight_shapes(SDXL)
     size = {
         group: sum(math.prod(s) for n, s in found.items() if n.startswith(group)) for group in ("text_proj", "adapter", "pos")
     }
