@@ -12,16 +12,14 @@ would be images that ignore their boxes.
 from __future__ import annotations
 
 import logging
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ..weight_files import read_weights
 from .model import SDXL, Config, weight_shapes
 
 log = logging.getLogger("exemplary")
@@ -38,46 +36,29 @@ def metadata(config: Config) -> dict[str, str]:
 
 
 def parse_state_dict(
-    weights: Mapping[str, Any], file_metadata: Mapping[str, str] | None = None
+    weights: Mapping[str, Tensor], file_metadata: Mapping[str, str] | None = None
 ) -> tuple[Config, dict[str, Tensor]]:
     """Find out which adapter a state dict in any of the three formats is.
 
     Args:
-        weights: as loaded; nested by group as published, or flat.
+        weights: by dotted names, as `read_weights` returns them.
         file_metadata: the file's metadata. Without a configuration in it the published SDXL adapter is expected.
 
     Returns:
-        The configuration and the flat state dict, checked against it; tensors are not copied.
+        The configuration and the state dict, checked against it; tensors are not copied.
 
     Raises:
         ValueError: naming what was found and what is needed.
     """
     text = (file_metadata or {}).get(CONFIG_KEY)
     config = SDXL if text is None else Config.from_json(text)
-    state = flatten_keys(weights)
-    check_state_dict(state, config)
-    return config, state
-
-
-def flatten_keys(weights: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Nested groups or dotted names -> dotted names."""
-    if not isinstance(weights, Mapping) or not weights:
-        raise ValueError(f"The file contains {_kind(weights)}; an IFAdapter file contains the groups {', '.join(GROUPS)}.")
-    state: dict[str, Any] = {}
-    for name, value in weights.items():
-        if isinstance(value, Mapping):
-            state.update({f"{name}.{key}": weight for key, weight in value.items()})
-        else:
-            state[str(name)] = value
-    found = sorted({name.partition(".")[0] for name in state})
+    found = sorted({name.partition(".")[0] for name in weights})
     if set(found) != set(GROUPS):
         raise ValueError(
             f"The file contains {_some(found)}; an IFAdapter file contains the groups {', '.join(GROUPS)}. It is another kind of file."
         )
-    odd = [name for name, value in state.items() if not isinstance(value, Tensor)]
-    if odd:
-        raise ValueError(f"The file is damaged: {odd[0]} is {_kind(state[odd[0]])}, not a tensor.")
-    return state
+    check_state_dict(weights, config)
+    return config, dict(weights)
 
 
 def check_state_dict(state: Mapping[str, Tensor], config: Config) -> None:
@@ -104,41 +85,21 @@ def check_state_dict(state: Mapping[str, Tensor], config: Config) -> None:
 
 
 def read(path: str | Path) -> tuple[Config, dict[str, Tensor]]:
-    """Read a file of any of the three formats onto the CPU. Code in a pickle is never executed.
+    """Read a file of any of the three formats onto the CPU.
 
     Raises:
-        ValueError: naming the file, if it cannot be read, is another kind of file or contains NaN or infinite weights.
+        ValueError: naming the file, if it cannot be read, is another kind of file, or contains NaN or infinite weights.
     """
-    path = Path(path)
-    try:
-        if path.suffix.lower() in (".safetensors", ".sft"):
-            with safe_open(path, "pt") as file:
-                file_metadata, weights = file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        else:
-            file_metadata, weights = {}, torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise ValueError(f"{path.name} does not exist.") from None
-    except pickle.UnpicklingError:
-        # The reason that torch gives advises to load the file unsafely.
-        raise ValueError(
-            f"{path.name} is damaged or contains more than weights, and was not loaded. Download it again."
-        ) from None
-    except Exception as error:  # damaged files raise whatever the first wrong byte leads to
-        log.debug("%s cannot be read", path, exc_info=True)
-        raise ValueError(
-            f"{path.name} cannot be read ({type(error).__name__}): it is damaged, incomplete or not a weights file. Download it again."
-        ) from None
+    name, (weights, file_metadata) = Path(path).name, read_weights(path)
     try:
         config, state = parse_state_dict(weights, file_metadata)
-        return config, {name: _to_computable(name, weight) for name, weight in state.items()}
+        return config, {key: _to_computable(key, weight) for key, weight in state.items()}
     except ValueError as error:
-        raise ValueError(f"{path.name}: {error}") from None
+        raise ValueError(f"{name}: {error}") from None
 
 
 def _to_computable(name: str, weight: Tensor) -> Tensor:
-    """The weight in a number format that every operation supports. Raises ValueError for one without usable values."""
-    if weight.is_meta or weight.is_sparse or weight.is_quantized or weight.layout != torch.strided:
-        raise ValueError(f"The weight {name} is not stored as plain numbers. Convert the file to safetensors with plain tensors.")
+    """The weight in a number format that every operation supports. Raises ValueError if it contains NaN or infinite values."""
     if weight.dtype.itemsize == 1:  # float8: normalisation layers have no kernels for it
         weight = weight.half()
     if not bool(torch.isfinite(weight).all()):
@@ -148,7 +109,7 @@ def _to_computable(name: str, weight: Tensor) -> Tensor:
 
 def save(path: str | Path, config: Config, weights: Mapping[str, Tensor]) -> None:
     """Write the pack's own format. Weights keep their number format."""
-    state = {name: weight.detach().cpu().contiguous() for name, weight in flatten_keys(weights).items()}
+    state = {name: weight.detach().cpu().contiguous() for name, weight in weights.items()}
     check_state_dict(state, config)
     save_file(state, str(path), metadata=metadata(config))
 
@@ -177,9 +138,3 @@ def main(arguments: list[str]) -> int:
 def _some(names: list[str], between: str = ", ") -> str:
     more = len(names) - SHOWN
     return between.join(ascii(name)[1:-1] for name in names[:SHOWN]) + (f" and {more} more" if more > 0 else "")
-
-
-def _kind(value: Any) -> str:
-    if isinstance(value, Mapping):
-        return "nothing" if not value else "a mapping"
-    return "nothing" if value is None else f"a {type(value).__name__}"
