@@ -8,12 +8,11 @@ from ..py.host import folders
 from ..py.host.ifadapter import apply as host
 from ..py.host.ifadapter import trained
 from ..py.host.ifadapter.preview import draw_instances
+from ..py.ifadapter.attention import FUSIONS
 from ..py.ifadapter.instances import BOX_FORMATS, Instance, Instances, from_boxes, from_json, mask_box
 from ..py.ifadapter.regional import Settings
 from .types import BOX_TYPES, IFAdapterType, InstancesType
 from .widgets import advanced
-
-FUSIONS = {"published code": "code", "paper": "paper"}
 
 
 def _fraction(name: str, default: float, tooltip: str) -> io.Float.Input:
@@ -216,7 +215,7 @@ class ExemplaryApplyIFAdapter(io.ComfyNode):
         fusion="published code",
         whole_phrase=False,
     ) -> io.NodeOutput:
-        settings, variant = Settings(separate=separate), trained.Variant(FUSIONS[fusion], whole_phrase)
+        settings, variant = Settings(separate=separate), trained.Variant(fusion, whole_phrase)
         return io.NodeOutput(
             host.apply(model, clip, instances, strength, start_percent, end_percent, background, adapter, settings, variant)
         )
