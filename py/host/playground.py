@@ -93,6 +93,18 @@ class PlaygroundClipModel(comfy.sd1_clip.SD1ClipModel):
         super().__init__(device=device, dtype=dtype, model_options=model_options, clip_name="l", clip_model=PlaygroundTextModel)
 
 
+class PlaygroundTrimmedClipModel(PlaygroundClipModel):
+    """The same without the filling behind a text, as the text encoders of transformer bases give it."""
+
+    def encode_token_weights(self, token_weight_pairs):
+        encoded = super().encode_token_weights(token_weight_pairs)
+        chunks = token_weight_pairs["l"]
+        ids = [entry[0] for entry in chunks[0]]
+        if len(chunks) > 1 or vocabulary.END not in ids:  # a prompt of several chunks stays whole
+            return encoded
+        return (encoded[0][:, : ids.index(vocabulary.END) + 1], *encoded[1:])
+
+
 class PlaygroundWords(comfy.sd1_clip.SDTokenizer):
     """The host's tokenizer (prompt weights, chunks of 77) over whole words."""
 
@@ -128,6 +140,10 @@ class _ClipTarget:
     params: dict = {}
     clip = PlaygroundClipModel
     tokenizer = PlaygroundTokenizer
+
+
+class _TrimmedClipTarget(_ClipTarget):
+    clip = PlaygroundTrimmedClipModel
 
 
 def read_weights(name: str) -> dict[str, Tensor]:
@@ -258,13 +274,13 @@ def load_model(changes: Mapping[str, Tensor] | None = None) -> comfy.model_patch
     return patcher(model.to(offload_device), load_device=load_device, offload_device=offload_device)
 
 
-def load_clip() -> comfy.sd.CLIP:
+def load_clip(trimmed: bool = False) -> comfy.sd.CLIP:
     """The text encoder as a CLIP."""
     import folder_paths
 
     sd = read_weights("text_encoder")
     directories = folder_paths.get_folder_paths("embeddings")
-    clip = comfy.sd.CLIP(_ClipTarget(), embedding_directory=directories, parameters=comfy.utils.calculate_parameters(sd))
+    clip = comfy.sd.CLIP(_TrimmedClipTarget() if trimmed else _ClipTarget(), embedding_directory=directories, parameters=comfy.utils.calculate_parameters(sd))
     missing, _ = clip.load_sd(sd)
     if missing:
         raise ValueError(f"Playground models: text_encoder.safetensors lacks {missing[0]!r}. Install the pack again.")
