@@ -5,8 +5,12 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ..py.host import playground as host
+from ..py.host import playground_transformer
+from ..py.host.inputs import check_choice
 from ..py.playground.scenes import KINDS
 from .types import InstancesType, SemanticMapType
+
+BASES = ("UNet", "transformer")
 
 
 class ExemplaryPlaygroundModels(io.ComfyNode):
@@ -17,10 +21,21 @@ class ExemplaryPlaygroundModels(io.ComfyNode):
             display_name="Playground Models",
             category="exemplary/playground",
             description=(
-                "Small models that ship with the pack: a Stable Diffusion UNet, text encoder, VAE and image encoder for drawn scenes of "
-                "128x128 pixels. They stand where a checkpoint loader stands; replace this node by one for your own checkpoint."
+                "Small models that ship with the pack, for drawn scenes of 128x128 pixels: a base model, text encoder, VAE and image encoder. "
+                "Replace this node by a checkpoint loader to use your own models."
             ),
-            inputs=[],
+            inputs=[
+                io.Combo.Input(
+                    "base",
+                    options=list(BASES),
+                    default=BASES[0],
+                    optional=True,  # prompts saved before there was a choice have none
+                    tooltip=(
+                        "UNet: Stable Diffusion's architecture, all kinds of scenes. Transformer: Z-Image's architecture (a DiT), trained on "
+                        "objects, with reference images; use euler, simple and a cfg of about 4."
+                    ),
+                ),
+            ],
             outputs=[
                 io.Model.Output(display_name="model"),
                 io.Clip.Output(display_name="clip"),
@@ -30,8 +45,10 @@ class ExemplaryPlaygroundModels(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls) -> io.NodeOutput:
-        return io.NodeOutput(host.load_model(), host.load_clip(), host.load_vae(), host.load_clip_vision())
+    def execute(cls, base=BASES[0]) -> io.NodeOutput:
+        is_transformer = check_choice(base, "Playground Models", "base", BASES) == BASES[1]
+        model = playground_transformer.load_transformer() if is_transformer else host.load_model()
+        return io.NodeOutput(model, host.load_clip(trimmed=is_transformer), host.load_vae(), host.load_clip_vision())
 
 
 class ExemplaryPlaygroundScene(io.ComfyNode):

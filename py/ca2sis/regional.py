@@ -49,8 +49,8 @@ def classes_with_own_cell(masks: Tensor) -> Tensor:
 def noise_share(sigma: float, is_flow: bool = False) -> float:
     """The share of noise in the variance of a latent of unit variance, 0 to 1.
 
-        s^2 / (1 + s^2)              image + s noise (eps and v prediction)
-        s^2 / (s^2 + (1 - s)^2)      (1 - s) image + s noise (rectified flow)
+    s^2 / (1 + s^2)              image + s noise (eps and v prediction)
+    s^2 / (s^2 + (1 - s)^2)      (1 - s) image + s noise (rectified flow)
     """
     signal = 1 - sigma if is_flow else 1.0
     return min(1.0, sigma**2 / (signal**2 + sigma**2))

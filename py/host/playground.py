@@ -280,7 +280,11 @@ def load_clip(trimmed: bool = False) -> comfy.sd.CLIP:
 
     sd = read_weights("text_encoder")
     directories = folder_paths.get_folder_paths("embeddings")
-    clip = comfy.sd.CLIP(_TrimmedClipTarget() if trimmed else _ClipTarget(), embedding_directory=directories, parameters=comfy.utils.calculate_parameters(sd))
+    clip = comfy.sd.CLIP(
+        _TrimmedClipTarget() if trimmed else _ClipTarget(),
+        embedding_directory=directories,
+        parameters=comfy.utils.calculate_parameters(sd),
+    )
     missing, _ = clip.load_sd(sd)
     if missing:
         raise ValueError(f"Playground models: text_encoder.safetensors lacks {missing[0]!r}. Install the pack again.")

@@ -17,7 +17,6 @@ import comfy.model_patcher
 import comfy.supported_models
 import comfy.utils
 import torch
-import torch.nn.functional as F
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
@@ -81,7 +80,9 @@ class PlaygroundTransformer(comfy.model_base.Lumina2):
         width = latent.shape[-1]
         return [
             [row * width + column for row in range(top, top + shape[0]) for column in range(left, left + shape[1])]
-            for shape, (top, left) in zip([reference.shape[-2:] for reference in references], place_references(references, width)[0])
+            for shape, (top, left) in zip(
+                [reference.shape[-2:] for reference in references], place_references(references, width)[0]
+            )
         ]
 
 
@@ -128,7 +129,9 @@ def load_transformer(weights: dict[str, Tensor] | None = None) -> comfy.model_pa
     dtype = comfy.model_management.unet_dtype(
         model_params=comfy.utils.calculate_parameters(sd), supported_dtypes=config.supported_inference_dtypes
     )
-    config.set_inference_dtype(dtype, comfy.model_management.unet_manual_cast(dtype, load_device, config.supported_inference_dtypes))
+    config.set_inference_dtype(
+        dtype, comfy.model_management.unet_manual_cast(dtype, load_device, config.supported_inference_dtypes)
+    )
     model = config.get_model(sd, "")
     model.load_model_weights(sd, "")
     patcher_class = getattr(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher)
