@@ -74,16 +74,15 @@ class PlaygroundTransformer(comfy.model_base.Lumina2):
             out[CONDITION] = comfy.conds.CONDList([self.process_latent_in(latent) for latent in references])
         return out
 
-    def reference_tokens(self, latent: Tensor, conditions: dict[str, Any]) -> list[list[int]]:
-        """For each reference, which of the tokens after the image are its own, by number. For `host/joint`."""
-        references = conditions.get(CONDITION) or ()
-        width = latent.shape[-1]
-        return [
-            [row * width + column for row in range(top, top + shape[0]) for column in range(left, left + shape[1])]
-            for shape, (top, left) in zip(
-                [reference.shape[-2:] for reference in references], place_references(references, width)[0]
-            )
-        ]
+    def reference_owners(self, latent: Tensor, conditions: dict[str, Any]) -> list[int]:
+        """The reference of each token after the image, -1 for what rows of references leave free. For `host/joint`."""
+        references, width = conditions.get(CONDITION) or (), latent.shape[-1]
+        places, rows = place_references(references, width)
+        owners = torch.full((rows, width), -1)
+        for index, (reference, (top, left)) in enumerate(zip(references, places)):
+            h, w = reference.shape[-2:]
+            owners[top : top + h, left : left + w] = index
+        return owners.flatten().tolist()
 
 
 def place_references(references: Any, width: int) -> tuple[list[tuple[int, int]], int]:

@@ -149,9 +149,9 @@ def sequence_bias(
         A bias with r = 1, on the weights' device.
     """
     builder = _Builder(layout, weights.device, sum(extra.count for extra in extras))
-    spans = layout.reference_spans()
-    weighted = {index: w for index, w in (references or {}).items() if index < len(spans)}
-    regional = [spans[index] for index in weighted]
+    tokens = layout.reference_tokens()
+    weighted = {index: w for index, w in (references or {}).items() if index < len(tokens)}
+    regional = [tokens[index] for index in weighted]
     largest = _largest_region(separations)
     if weights.shape[0] > 1 or regional or bool((weights != 1).any()):
         rest = weights.mean(dim=1) if largest is None else weights[:, largest].mean(dim=1)
@@ -201,7 +201,7 @@ class _Builder:
         self._keys.append(keys)
         return queries, keys
 
-    def add_texts(self, logits: Tensor, rest: Tensor, regional: Sequence[Span]) -> None:
+    def add_texts(self, logits: Tensor, rest: Tensor, regional: Sequence[slice | list[int]]) -> None:
         """logits [t, n], rest [t] of image tokens that are no cells."""
         layout, count = self.layout, len(self.layout.texts)
         lengths = torch.tensor(layout.texts, device=self.device)
@@ -210,8 +210,8 @@ class _Builder:
         for_image = torch.zeros(layout.total, count, device=self.device)
         for_image[image] = rest
         for_image[cells] = logits.T
-        for span in regional:
-            for_image[span.slice] = NEVER
+        for tokens in regional:
+            for_image[tokens] = NEVER
         queries, keys = self._channels(count)  # who attends to texts
         queries[:] = for_image
         queries[text] = NEVER * (1 - is_of)
@@ -220,16 +220,16 @@ class _Builder:
         queries[text] = is_of
         keys[: layout.total] = for_image
 
-    def add_references(self, logits: Tensor, regional: Sequence[Span]) -> None:
+    def add_references(self, logits: Tensor, regional: Sequence[slice | list[int]]) -> None:
         """logits [k, n]."""
         queries, keys = self._channels(len(regional) + 1)
         image, cells = self.layout.image.slice, self.layout.cells.slice
         queries[image, :-1] = NEVER
         queries[cells, :-1] = logits.T
         keys[image, -1] = 1.0  # the image without the regional references, to which those do not attend
-        for index, span in enumerate(regional):
-            queries[span.slice, index], queries[span.slice, -1] = 0.0, NEVER
-            keys[span.slice, index], keys[span.slice, -1] = 1.0, 0.0
+        for index, tokens in enumerate(regional):
+            queries[tokens, index], queries[tokens, -1] = 0.0, NEVER
+            keys[tokens, index], keys[tokens, -1] = 1.0, 0.0
 
     def add_separation(self, separation: Separation) -> None:
         count = separation.between.shape[0]

@@ -38,6 +38,7 @@ class Layout:
         texts: number of tokens of every text, each with its own padding; the sampler's prompt comes first.
         grid: rows and columns of the image cells.
         references: number of tokens of each reference image that the model itself appends.
+        reference_owners: the reference of each of those tokens where references lie side by side; () where they follow one another.
         padding: image tokens that the model adds to fill up a multiple.
     """
 
@@ -45,6 +46,7 @@ class Layout:
     grid: Grid
     references: tuple[int, ...] = ()
     padding: int = 0
+    reference_owners: tuple[int, ...] = ()
 
     @property
     def text(self) -> Span:
@@ -67,8 +69,15 @@ class Layout:
     def text_spans(self) -> list[Span]:
         return _consecutive(0, self.texts)
 
-    def reference_spans(self) -> list[Span]:
-        return _consecutive(self.cells.stop, self.references)
+    def reference_tokens(self) -> list[slice | list[int]]:
+        """For each reference, the index of its tokens in the sequence."""
+        start = self.cells.stop
+        if not self.reference_owners:
+            return [span.slice for span in _consecutive(start, self.references)]
+        return [
+            [start + token for token, owner in enumerate(self.reference_owners) if owner == reference]
+            for reference in range(len(self.references))
+        ]
 
     @property
     def padding_span(self) -> Span:

@@ -122,8 +122,8 @@ def require_references(model: Any, node: str) -> Family:
 
 
 def has_reference_tokens(model: Any) -> bool:
-    """Whether the host's model object appends reference tokens and counts them itself (see `reference_counts`)."""
-    return hasattr(model, "reference_tokens")
+    """Whether the host's model object appends reference tokens and counts them itself (see `count_references`)."""
+    return hasattr(model, "reference_owners")
 
 
 def _reads_references(network: Any) -> bool:
@@ -137,19 +137,25 @@ def image_grid(family: Family, network: Any, latent: Any) -> Grid:
     return -(-latent.shape[-2] // patch), -(-latent.shape[-1] // patch)
 
 
-def reference_counts(family: Family, model: Any, latent: Any, conditions: dict[str, Any]) -> tuple[int, ...]:
-    """Number of tokens of each reference image that a model call appends after the image.
+def count_references(
+    family: Family, model: Any, latent: Any, conditions: dict[str, Any]
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Number of tokens of each reference image that a model call appends after the image, and the reference of each of those tokens.
 
-    A model object of another pack or of the playground may append them in its own way; it then has a method
-    `reference_tokens(latent, conditions) -> list[int]`, the numbers in the order of the tokens.
+    The second is () where references follow one another. A model object may lay them side by side; it then has a method
+    `reference_owners(latent, conditions) -> list[int]`, the reference of each token after the image, -1 for one of no reference.
     """
     if has_reference_tokens(model):
-        return tuple(model.reference_tokens(latent, conditions))
+        owners = model.reference_owners(latent, conditions)
+        count = max(owners, default=-1) + 1
+        rest = count if -1 in owners else -1  # tokens of no reference count as one more, to which no region belongs
+        owners = tuple(rest if owner < 0 else owner for owner in owners)
+        return tuple(owners.count(index) for index in range(max(count, rest + 1))), owners
     network = plain_network(model.diffusion_model)
     if not family.has_references or (not _reads_references(network) and not conditions.get("ref_latents_method")):
-        return ()
+        return (), ()
     counts = []
     for reference in conditions.get("ref_latents") or ():
         rows, columns = image_grid(family, network, reference)
         counts.append(rows * columns * (reference.shape[2] if reference.ndim == 5 else 1))
-    return tuple(counts)
+    return tuple(counts), ()

@@ -40,7 +40,7 @@ def prepare(call: ModelCall, contributions: Sequence[Contribution], is_recording
     chunks = call.chunks()
     if chunks is None:
         return None
-    references = families.reference_counts(call.family, call.model, call.latent, call.conditions)
+    references, owners = families.count_references(call.family, call.model, call.latent, call.conditions)
     conditional = [part for part, is_conditional in chunks if is_conditional]
     if not conditional and not references:
         return None
@@ -54,10 +54,10 @@ def prepare(call: ModelCall, contributions: Sequence[Contribution], is_recording
     )
     if not (added or divides or any(exemplars) or is_recording):
         return None
-    layout = _layout(call, added, references)
+    layout = _layout(call, added, references, owners)
     if layout.is_ambiguous:
         added.append(_filler(call, call.multiple or 1))
-        layout = _layout(call, added, references)
+        layout = _layout(call, added, references, owners)
     sides = Sides(call, layout, tuple(contributions), tuple(added), chunks, exemplars)
     plan = CallPlan(
         layout,
@@ -96,10 +96,10 @@ def _filled(length: int, multiple: int | None) -> int:
     return length if not multiple else -(-length // multiple) * multiple
 
 
-def _layout(call: ModelCall, added: Sequence[AddedText], references: tuple[int, ...]) -> Layout:
+def _layout(call: ModelCall, added: Sequence[AddedText], references: tuple[int, ...], owners: tuple[int, ...]) -> Layout:
     lengths = tuple(_filled(length, call.multiple) for length in (call.prompt.shape[1], *(text.length for text in added)))
     image = call.grid[0] * call.grid[1] + sum(references)
-    return Layout(lengths, call.grid, references, _filled(image, call.multiple) - image)
+    return Layout(lengths, call.grid, references, _filled(image, call.multiple) - image, owners)
 
 
 def _rotations(call: ModelCall, layout: Layout, beside: Sequence[int]) -> tuple[Rotation, ...]:
