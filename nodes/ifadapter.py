@@ -49,14 +49,19 @@ class ExemplaryInstance(io.ComfyNode):
                     optional=True,
                     tooltip="The object's exact place in the whole picture. The box is then the mask's own, not the numbers.",
                 ),
+                io.Image.Input(
+                    "reference",
+                    optional=True,
+                    tooltip="Image of this object, for Regional References. Of a batch the first is used.",
+                ),
             ],
             outputs=[InstancesType.Output(display_name="instances")],
         )
 
     @classmethod
-    def execute(cls, phrase, x, y, width, height, strength, instances=None, mask=None) -> io.NodeOutput:
+    def execute(cls, phrase, x, y, width, height, strength, instances=None, mask=None, reference=None) -> io.NodeOutput:
         box = (x, y, x + width, y + height) if mask is None else mask_box(mask, phrase)
-        return io.NodeOutput((instances or Instances()).plus(Instance(box, phrase, mask, strength)))
+        return io.NodeOutput((instances or Instances()).plus(Instance(box, phrase, mask, strength, reference)))
 
 
 class ExemplaryInstancesFromBoxes(io.ComfyNode):

@@ -30,6 +30,7 @@ class Instance:
         phrase: what to draw there, not empty.
         mask: optional [f, h, w] in 0..1, the object's place inside the picture more exactly; f is 1 or one per latent.
         strength: 1 is the full effect, 0 none; above 1 exaggerates.
+        reference: optional [1, h, w, 3] in 0..1, an image of the object for models that use reference images.
 
     Raises:
         ValueError: naming the value and the remedy.
@@ -39,6 +40,7 @@ class Instance:
     phrase: str
     mask: Tensor | None = None
     strength: float = 1.0
+    reference: Tensor | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "box", check_box(self.box, self.phrase))
