@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import tiny_dit
 import torch
 from pack.py.host.joint import apply, recording
 from pack.py.host.joint.contribution import Contribution, Exemplar
@@ -79,3 +80,16 @@ class SelfExemplar(Contribution):
         return (
             Exemplar(found.layers, count, torch.full((1, count), self.share), torch.zeros(1, count, 0), torch.zeros(count, 0)),
         )
+
+
+class TinyVAE:
+    """A VAE of the family: means of 8x8 pixels (16x16 for Flux.2), repeated to its channels."""
+
+    def __init__(self, name):
+        self.name = name
+
+    def encode(self, pixels):
+        family = tiny_dit.FAMILIES[self.name]
+        means = torch.nn.functional.avg_pool2d(pixels.movedim(-1, 1), 16 if family.patch == 1 else 8) * 4 - 2
+        latent = means.repeat(1, -(-family.channels // 3), 1, 1)[:, : family.channels]
+        return latent[:, :, None] if family.frames else latent

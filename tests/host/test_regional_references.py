@@ -6,7 +6,7 @@ import pytest
 import tiny
 import tiny_dit
 import torch
-from joint_parts import error
+from joint_parts import TinyVAE, error
 from pack.nodes.references import ExemplaryRegionalReferences
 from pack.py.host.ifadapter import apply as instances_host
 from pack.py.ifadapter.instances import Instance, Instances
@@ -29,19 +29,6 @@ def models():
         return made[name]
 
     return get
-
-
-class TinyVAE:
-    """A VAE of the family: means of 8x8 pixels (16x16 for Flux.2), repeated to its channels."""
-
-    def __init__(self, name):
-        self.name = name
-
-    def encode(self, pixels):
-        family = tiny_dit.FAMILIES[self.name]
-        means = torch.nn.functional.avg_pool2d(pixels.movedim(-1, 1), 16 if family.patch == 1 else 8) * 4 - 2
-        latent = means.repeat(1, -(-family.channels // 3), 1, 1)[:, : family.channels]
-        return latent[:, :, None] if family.frames else latent
 
 
 def chairs(*seeds):

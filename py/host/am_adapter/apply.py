@@ -23,6 +23,7 @@ from ..schedule import PercentRange
 from ..slots import as_conditional_rows
 from . import cache as am_adapter_cache
 from . import exemplar as am_adapter_exemplar
+from . import transformer
 from .cache import Features
 from .exemplar import Pictures
 from .inputs import Target, exemplar_pictures, target_of
@@ -321,13 +322,20 @@ def apply(
         if not 0.0 <= value <= most:  # also refuses NaN
             raise ValueError(f"{NODE}: {name} is {value}; it must be a number from 0 to {most:g}.")
     settings = Settings(_mode(mode, adapter), strength, class_strength, balance)
-    keys = hooks.text_layers(model, NODE)
-    _check_model(model, adapter, settings.mode)
+    is_unet = hooks.has_unet(model)
+    if not is_unet:
+        transformer.check(model, NODE, adapter, settings.mode)
+    keys = hooks.text_layers(model, NODE) if is_unet else []
+    if is_unet:
+        _check_model(model, adapter, settings.mode)
     chosen_levels = _levels(levels)
     target, alphabet = target_of(target_map, mask, NODE), target_map
     if strength == 0.0 or percent.empty:
         return model
     pictures = exemplar_pictures(model, vae, exemplar, exemplar_map, alphabet, prompt, source, cache_mb << 20, NODE)
+    if not is_unet:
+        is_all = parts == "all" and not chosen_levels
+        return transformer.apply(model, pictures, target, settings, percent, match_void, is_all, NODE)
     matcher = adapter if settings.mode == "matcher" else None
     choice = Choice(settings, percent, PART_CHOICES[parts], chosen_levels, match_void, matcher)
     return _installed(model, Application(pictures, target, choice), keys)

@@ -193,11 +193,11 @@ def readings(run: SamplingRun, unet: Any, arguments: dict, prompt: Any, token: s
             )
         else:
             context, y, said = run.get_or_make((token, "prompt", x.dtype, x.device), partial(_encoded, run, prompt, x))
-        found[chunk] = _Reading(run, unet, x, context, y, options, _key(run, options, x, said))
+        found[chunk] = _Reading(run, unet, x, context, y, options, features_key(run, options, x, said))
     return found
 
 
-def _key(run: SamplingRun, options: dict, x: Tensor, said: Hashable) -> Hashable:
+def features_key(run: SamplingRun, options: dict, x: Tensor, said: Hashable) -> Hashable:
     """Everything besides exemplars and noise level that their features depend on; None if that cannot be said."""
     if run.weights_may_change() or torch.is_grad_enabled():
         return None

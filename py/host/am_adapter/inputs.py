@@ -76,13 +76,15 @@ def exemplar_pictures(
     labels = in_alphabet(exemplar_map, target_map, node)
     _warn(pixels, exemplar_map, labels, target_map, node)
     latents = vae.encode(pixels).detach()
+    if latents.ndim == 5 and len(pixels) > 1:  # a video VAE takes a batch for the frames of one video
+        latents = torch.cat([vae.encode(image[None]).detach() for image in pixels])
     wanted = model.get_model_object("latent_format").latent_channels
-    if latents.ndim != 4 or latents.shape[1] != wanted:
+    if latents.ndim not in (4, 5) or latents.shape[1] != wanted or latents.shape[2:-2] not in ((), (1,)):
         raise ValueError(
             f"{node}: this VAE gives latents of shape {tuple(latents.shape)}, but the MODEL reads {wanted} channels. Connect the VAE that came "
             "with the same checkpoint."
         )
-    latents = model.model.process_latent_in(latents.float()).expand(count, -1, -1, -1).cpu()
+    latents = model.model.process_latent_in(latents.float()).expand(count, *latents.shape[1:]).cpu()
     colours = rearrange(exemplar_map.to_image(), "b h w c -> b c h w").expand(count, -1, -1, -1)
     token = " ".join((am_adapter_cache.digest(latents), am_adapter_cache.digest(exemplar_map.labels), exemplar_map.palette.name))
     h, w = (min(THUMBNAIL, side) for side in pixels.shape[1:3])

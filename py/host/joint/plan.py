@@ -37,12 +37,12 @@ class Prepared:
 
 def prepare(call: ModelCall, contributions: Sequence[Contribution], is_recording: bool = False) -> Prepared | None:
     """What these contributions change in a call; None if they change nothing there. A recording needs a plan in any case."""
-    chunks = call.chunks()
+    chunks = [] if is_recording else call.chunks()  # a recording may have another size and acts on nothing
     if chunks is None:
         return None
     references, owners = families.count_references(call.family, call.model, call.latent, call.conditions)
     conditional = [part for part, is_conditional in chunks if is_conditional]
-    if not conditional and not references:
+    if not (conditional or references or is_recording):
         return None
     added = [text for contribution in contributions for text in _texts(call, contribution)] if conditional else []
     exemplars = [

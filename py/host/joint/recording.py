@@ -68,7 +68,7 @@ def record(call: ModelCall, noisy: Tensor, sigma: float, text: Tensor, condition
     own = ModelCall(call.run, call.model, call.family, arguments, conditions)
     prepared = prepare(own, (), is_recording=True)
     if prepared is None:
-        raise RuntimeError("the rows of a recording do not divide")
+        raise RuntimeError("a recording has always a plan")
     layers: Layers = {}
     options[OVERRIDE] = JointAttention(prepared.plan, call.options.get(OVERRIDE), layers)
     with filled_text(own, prepared):
