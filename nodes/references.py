@@ -6,8 +6,7 @@ from comfy_api.latest import io
 
 from ..py.host.ifadapter import references as host
 from ..py.host.schedule import PercentRange
-from .ifadapter import InstancesType
-from .semantic_map import SemanticMapType
+from .types import InstancesType, SemanticMapType
 from .widgets import advanced
 
 
