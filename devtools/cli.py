@@ -15,7 +15,7 @@ from .hosts import Host
 from .places import DEFAULT_HOST, in_ci
 from .say import Trouble, say
 
-#: Techniques with a trainer, `lab/train/<technique>.py`.
+#: Techniques with a trainer, `lab/trainers/<technique>.py`.
 TECHNIQUES = ("am_adapter", "ca2sis", "ifadapter", "paint_by_example", "snf")
 #: Techniques whose published weights `py/<technique>/checkpoint.py` converts.
 CONVERTED = "ifadapter"
@@ -87,11 +87,9 @@ def _parser() -> argparse.ArgumentParser:
     evaluate = command("evaluate", _playground_evaluate, "measure what the playground's models and the techniques do", playground)
     evaluate.add_argument("--quick", action="store_true", help="fewer samples")
     own = command("train", _train, "train a technique on your own data, on the graphics card if there is one")
-    own.add_argument("technique", metavar="TECHNIQUE")
-    own.add_argument(
-        "--config", metavar="FILE", required=True, help="a JSON file; its fields are those of the trainer's `Recipe`"
-    )
-    own.add_argument("--processes", type=int, default=1, metavar="N", help="one for each graphics card (default: 1)")
+    own.add_argument("technique", metavar="TECHNIQUE", help=", ".join(TECHNIQUES))
+    own.add_argument("recipe", metavar="RECIPE", nargs="?", help="a JSON file; without it the fields of a recipe are listed")
+    own.add_argument("--processes", type=int, default=1, metavar="N", help="one per graphics card (default: 1)")
     weights = command(
         "convert-weights", _convert_weights, "write a technique's published weights as safetensors, beside the source"
     )
@@ -196,15 +194,9 @@ def _train(options: argparse.Namespace) -> int:
 
     if options.technique not in TECHNIQUES:
         raise Trouble(f"There is no trainer for {options.technique!r}. Choose one of: {', '.join(TECHNIQUES)}.")
-    # Graphics cards of one machine, or processes on the CPU where there is none; the rest of accelerate's choices are its configuration's.
-    several = ["--multi_gpu", "--num_processes", str(options.processes)] if options.processes > 1 else []
-    arguments = ["--config", str(Path(options.config).resolve())]
-    return testing.inside(
-        *_ready(options, dev=True),
-        f"lab.trainers.{options.technique}",
-        arguments,
-        launcher=["-m", "accelerate.commands.launch", *several],
-    )
+    environment, host = _ready(options, dev=True)
+    recipe = [str(Path(options.recipe).resolve())] if options.recipe else []
+    return testing.train(environment, host, [options.technique, *recipe], options.processes)
 
 
 def _convert_weights(options: argparse.Namespace) -> int:

@@ -3,7 +3,7 @@
 `inside.py --figures MODULE [--quick]` prints the figures of a measurement instead (see figures.py).
 
 The pack is put under the name `pack` without its root on `sys.path` (its `py` and `nodes` would hide others' modules), and the
-ComfyUI in EXEMPLARY_HOST is made importable, on the CPU unless EXEMPLARY_GPU is set and there is a graphics card.
+ComfyUI in EXEMPLARY_HOST is made importable, on the CPU.
 """
 
 from __future__ import annotations
@@ -31,14 +31,8 @@ def load(module: str) -> types.ModuleType:
             sys.path.insert(0, host)
             import comfy.cli_args
 
-            comfy.cli_args.args.cpu = not (os.environ.get("EXEMPLARY_GPU") and _has_gpu())
+            comfy.cli_args.args.cpu = True
     return importlib.import_module(f"pack.{module}")
-
-
-def _has_gpu() -> bool:
-    import torch
-
-    return torch.cuda.is_available()
 
 
 def figures(module: str, quick: bool) -> int:

@@ -37,14 +37,18 @@ def run(environment: Environment, host: Host, lanes: list[str], extra: list[str]
     return int(any(code for _, code, _ in results))
 
 
-def inside(environment: Environment, host: Host, module: str, arguments: list[str], launcher: list[str] | None = None) -> int:
-    """Run a module of the pack in the environment, the host importable; its `main(arguments)` returns the exit code.
+def inside(environment: Environment, host: Host, module: str, arguments: list[str]) -> int:
+    """Run a module of the pack in the environment, the host importable; its `main(arguments)` returns the exit code."""
+    command = [str(environment.python), str(ROOT / "devtools" / "inside.py"), module, *arguments]
+    return subprocess.run(command, cwd=ROOT, env=variables(host), check=False).returncode
 
-    `launcher`: what starts it in place of the interpreter alone; it may then use the graphics card.
-    """
-    command = [str(environment.python), *(launcher or []), str(ROOT / "devtools" / "inside.py"), module, *arguments]
-    values = variables(host) | ({"EXEMPLARY_GPU": "1"} if launcher else {})
-    return subprocess.run(command, cwd=ROOT, env=values, check=False).returncode
+
+def train(environment: Environment, host: Host, arguments: list[str], processes: int) -> int:
+    """Run lab/train.py, the command that users run, in the environment; with several processes, one per graphics card."""
+    # Processes on the CPU where there is no graphics card; the rest of accelerate's options are its configuration's.
+    launcher = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(processes)] if processes > 1 else []
+    command = [str(environment.python), *launcher, str(ROOT / "lab" / "train.py"), *arguments, "--comfyui", str(host.folder)]
+    return subprocess.run(command, cwd=ROOT, env=variables(host), check=False).returncode
 
 
 def variables(host: Host | None) -> dict[str, str]:

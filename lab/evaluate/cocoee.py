@@ -25,7 +25,7 @@ from ...py.evaluation.table import table
 log = logging.getLogger("exemplary")
 
 SIDE, BATCH = 512, 32
-PICTURES = (".png", ".jpg", ".jpeg", ".webp")
+IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp")
 Embed = Callable[[Sequence[Tensor]], Tensor]  # pictures [3, h, w] in 0..1 -> [n, c]
 
 
@@ -34,7 +34,7 @@ def measure(results: Path, bench: Path, embed: Embed, real: Path | None = None) 
 
     Raises ValueError naming the folder or file that is missing.
     """
-    files = sorted(file for file in results.glob("*") if file.suffix.lower() in PICTURES)
+    files = sorted(file for file in results.glob("*") if file.suffix.lower() in IMAGE_ENDINGS)
     if not files:
         raise ValueError(f"There is no picture in {results}. Results are named <number of twelve digits>.png.")
     scores, features = [], []
@@ -57,7 +57,7 @@ def measure(results: Path, bench: Path, embed: Embed, real: Path | None = None) 
 
 
 def _pictures(folder: Path) -> list[Path]:
-    files = sorted(file for file in folder.glob("*") if file.suffix.lower() in PICTURES)
+    files = sorted(file for file in folder.glob("*") if file.suffix.lower() in IMAGE_ENDINGS)
     if len(files) < COMPONENTS:
         raise ValueError(
             f"There are {len(files)} pictures in {folder}; {COMPONENTS} real pictures are needed at least, and thousands are better."

@@ -1,6 +1,6 @@
 """Instance success of folders of generated images, with the layouts they were made from.
 
-`dev.py evaluate --layouts FILE NAME=FOLDER ...` runs `main`. FILE is layout data in COCO's format (`lab.train.common.layout_data`) whose
+`dev.py evaluate --layouts FILE NAME=FOLDER ...` runs `main`. FILE is layout data in COCO's format (`lab.training.layout_data`) whose
 file names are those of the results; every folder is a row of the table.
 """
 
@@ -11,9 +11,7 @@ import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from ...py.evaluation import judges
@@ -22,8 +20,9 @@ from ...py.evaluation.features import clip_score
 from ...py.evaluation.table import table
 from ...py.host import playground
 from ...py.host.evaluation.instances import PLAYGROUND, Score, judge_named
-from ..training.files import PICTURES
-from ..training.layout_data import Entry, entries
+from ..training.files import IMAGE_ENDINGS
+from ..training.images import open_rgb, to_tensor
+from ..training.layout_data import LayoutEntry, read_layouts
 
 log = logging.getLogger("exemplary")
 
@@ -31,15 +30,15 @@ log = logging.getLogger("exemplary")
 Embedders = tuple[Callable[[Sequence[Tensor]], Tensor], Callable[[Sequence[str]], Tensor]]
 
 
-def measure_folder(folder: Path, layouts: Sequence[Entry], judge: Judge, embed: Embedders | None = None) -> Score:
+def measure_folder(folder: Path, layouts: Sequence[LayoutEntry], judge: Judge, embed: Embedders | None = None) -> Score:
     """The pictures of a folder that the layouts name, whatever their picture format. Raises ValueError if none is there."""
     found: list[Outcome] = []
     pictures, captions = [], []
     for entry in layouts:
-        path = next((p for p in (Path(folder, entry.name).with_suffix(ending) for ending in PICTURES) if p.is_file()), None)
+        path = next((p for p in (Path(folder, entry.name).with_suffix(ending) for ending in IMAGE_ENDINGS) if p.is_file()), None)
         if path is None:
             continue
-        picture = torch.from_numpy(np.asarray(Image.open(path).convert("RGB")).astype(np.float32) / 255).permute(2, 0, 1)
+        picture = to_tensor(open_rgb(path.name, path.read_bytes)).permute(2, 0, 1)
         width, height = entry.size or (picture.shape[2], picture.shape[1])
         boxes = [(x / width, y / height, (x + w) / width, (y + h) / height) for x, y, w, h in entry.boxes]
         found += outcomes(judge, picture, [Wanted(box, phrase) for box, phrase in zip(boxes, entry.phrases)])
@@ -84,7 +83,7 @@ def main(arguments: list[str]) -> int:
         embed = None
         if options.clip:
             embed = playground_embedders() if options.clip == PLAYGROUND else judges.clip_embedders(options.clip)
-        layouts, rows = entries(options.layouts), []
+        layouts, rows = read_layouts(options.layouts), []
         for result in options.results:
             name, _, folder = result.rpartition("=")
             rows.append(measure_folder(Path(folder), layouts, judge, embed).row(name or Path(folder).name))

@@ -11,8 +11,8 @@ from torch import Tensor
 from ...py.host import playground
 from ...py.playground.detector import load_detector
 from ...py.playground.scene import Scene
+from ..training import sampling
 from . import playground as measures
-from . import sampling
 from .playground import Figure
 
 STEPS, CFG, SAMPLER, SCHEDULER = 20, 4.5, "dpmpp_2m", "karras"
@@ -27,14 +27,14 @@ class Studio:
 
     def encode(self, text: str) -> list:
         """A CONDITIONING of a prompt, as CLIPTextEncode makes it."""
-        return sampling.prompt(self.clip, text)
+        return sampling.encode_prompt(self.clip, text)
 
     def sample(
         self, model, positive: list, seed: int, steps: int = STEPS, side: int = 128, negative: list | None = None
     ) -> Tensor:
         """One picture [1, 3, side, side] in 0..1, as KSampler and VAEDecode make it."""
         negative = negative if negative is not None else self.encode("")
-        return sampling.picture(
+        return sampling.sample_image(
             model, self.vae, positive, negative, seed, steps=steps, cfg=CFG, side=side, sampler=SAMPLER, scheduler=SCHEDULER
         )
 

@@ -17,10 +17,11 @@ from ...py.host.ifadapter import text as ifadapter_text
 from ...py.ifadapter import checkpoint as ifadapter_checkpoint
 from ...py.ifadapter.model import IFAdapter
 from ...py.snf import checkpoint as snf_checkpoint
+from ...py.snf.training import is_trained, is_trained_in_encoder
 from ..trainers import am_adapter as am_adapter_training
 from ..trainers import ifadapter as ifadapter_training
-from ..trainers import paint_by_example as paint_by_example_training
-from . import subject as subject_training
+from . import paint_by_example as paint_by_example_networks
+from . import subject as subject_networks
 from .export import INITIAL_SEED, finished, finished_base, finished_encoder, ship
 from .faces import CLASSES as FACE_CLASSES
 from .recipes import am_adapter, ca2sis, ifadapter, image_encoder, paint_by_example, subject
@@ -39,7 +40,7 @@ def train_controlnext(folder: Path) -> None:
     before = {name: weight.clone() for name, weight in unet.state_dict().items() if name.startswith(am_adapter.TRAINED)}
     torch.manual_seed(INITIAL_SEED)
     control = ControlNeXt(am_adapter.CONTROLNEXT)
-    predict = am_adapter_training.controlled(unet, control)
+    predict = am_adapter_training.with_control(unet, control)
     am_adapter.train_controlnext(control, unet, predict, text, finished_encoder(), folder)
     ship(CONTROLNEXT_FILE, control.state_dict(), steps=am_adapter.CONTROL_SCHEDULE.steps + am_adapter.JOINT_SCHEDULE.steps)
     now = unet.state_dict()
@@ -82,7 +83,7 @@ def train_ifadapter(folder: Path) -> None:
         finished_encoder(),
         text,
         phrase_features,
-        lambda x, t, context, prepared: ifadapter_training.predicted(unet, config, x, t, context, prepared),
+        lambda x, t, context, prepared: ifadapter_training.predict_with(unet, config, x, t, context, prepared),
         folder,
     )
     ship(IFADAPTER_FILE, network.state_dict(), **ifadapter_checkpoint.metadata(config), steps=ifadapter.SCHEDULE.steps)
@@ -91,12 +92,12 @@ def train_ifadapter(folder: Path) -> None:
 def train_subject(folder: Path) -> None:
     """The subject model of noise fusion, on the shipped base: only what was trained is in the file."""
     torch.manual_seed(INITIAL_SEED)
-    nets = subject_training.playground_networks(finished_encoder())
+    nets = subject_networks.playground_networks(finished_encoder())
     subject.train(nets, folder)
     layers = image_encoder.CONFIG["num_hidden_layers"]
     state = snf_checkpoint.changes_file(
-        {key: value for key, value in nets.unet.state_dict().items() if subject.trained(key)},
-        {key: value for key, value in nets.tower.state_dict().items() if subject.trained_in_tower(key, layers)},
+        {key: value for key, value in nets.unet.state_dict().items() if is_trained(key)},
+        {key: value for key, value in nets.tower.state_dict().items() if is_trained_in_encoder(key, layers)},
         nets.postfuse.state_dict(),
     )
     ship(SUBJECT_FILE, state, base="playground", steps=subject.SCHEDULE.steps)
@@ -113,9 +114,9 @@ def train_ca2sis(folder: Path) -> None:
 def train_paint_by_example(folder: Path) -> None:
     """Paint by Example, on the shipped base: only what was trained is in the file."""
     torch.manual_seed(INITIAL_SEED)
-    nets = paint_by_example_training.playground_networks(finished_encoder())
+    nets = paint_by_example_networks.playground_networks(finished_encoder())
     paint_by_example.train(nets, folder)
-    paint_by_example_training.ship(nets)
+    paint_by_example_networks.export_weights(nets)
 
 
 STAGES = {

@@ -19,6 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .checkpoints import load_checkpoint, save_checkpoint
+
 log = logging.getLogger("exemplary")
 
 
@@ -59,32 +61,49 @@ def _trainable(modules: dict[str, nn.Module]) -> Iterator[tuple[str, nn.Paramete
                 yield f"{prefix}.{name}", parameter
 
 
-@torch.no_grad()
-def _follow(average: dict[str, Tensor], modules: dict[str, nn.Module], decay: float) -> None:
-    names, parameters = zip(*_trainable(modules))
-    torch._foreach_lerp_([average[name] for name in names], [p.detach() for p in parameters], 1 - decay)
+class Average:
+    """The exponential moving average of the trainable parameters, by diffusers; with a decay of 0 the parameters themselves.
 
+    Diffusers' average forgets the initialisation at its first step and then follows with min(decay, (1 + step) / (10 + step)).
+    """
 
-@torch.no_grad()
-def load_average(modules: dict[str, nn.Module], average: dict[str, Tensor]) -> None:
-    """Put the averaged parameters into the modules."""
-    for name, parameter in _trainable(modules):
-        parameter.copy_(average[name])
+    def __init__(self, modules: dict[str, nn.Module], decay: float, step: int, kept: dict[str, Tensor] | None) -> None:
+        from diffusers.training_utils import EMAModel
 
+        named = dict(_trainable(modules))
+        self.names, self.parameters = list(named), list(named.values())
+        start: Any = [p if kept is None else kept[name].to(p) for name, p in named.items()]
+        self.model = EMAModel(start, decay=decay, foreach=True)
+        self.model.optimization_step = step
 
-@contextmanager
-def _averaged(modules: dict[str, nn.Module], average: dict[str, Tensor]) -> Iterator[None]:
-    """The averaged parameters in the modules for a while."""
-    own = {name: parameter.detach().clone() for name, parameter in _trainable(modules)}
-    load_average(modules, average)
-    try:
-        yield
-    finally:
-        load_average(modules, own)
+    def update(self) -> None:
+        """Follow the parameters by a step."""
+        if self.model.decay:
+            self.model.step(self.parameters)
+        else:
+            torch._foreach_copy_(self.model.shadow_params, [p.detach() for p in self.parameters])
+
+    def named(self) -> dict[str, Tensor]:
+        """The average by the parameters' names."""
+        return dict(zip(self.names, self.model.shadow_params))
+
+    def copy_to_modules(self) -> None:
+        """Put the average into the modules."""
+        self.model.copy_to(self.parameters)
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """The average in the modules while inside."""
+        self.model.store(self.parameters)
+        self.copy_to_modules()
+        try:
+            yield
+        finally:
+            self.model.restore(self.parameters)
 
 
 def emulates_bf16() -> bool:
-    """Is this a processor, and one that has to emulate bf16? That is 10 to 50 times slower than float32."""
+    """Whether training runs on a CPU that has to emulate bf16, which is 10 to 50 times slower than float32."""
     native = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
     return not torch.cuda.is_available() and not any(getattr(torch.cpu, name, bool)() for name in native)
 
@@ -110,21 +129,24 @@ def fit(
     """Train `modules` in place until `schedule.steps`, and leave the averaged (EMA) parameters in them.
 
     Args:
-        name: names the checkpoint, `<folder>/<name>.ckpt`. A checkpoint that is there is resumed.
-        modules: what is trained; parameters with `requires_grad=False` stay as they are.
+        name: names the checkpoint, `<folder>/<name>.ckpt`. An existing checkpoint is resumed.
+        modules: what is trained; parameters with `requires_grad=False` are not changed.
         loss: (number of the batch, generator) -> scalar. Called under autocast if `schedule.mixed_precision` says so.
-        every: period -> function of the step, e.g. to write sample pictures. Called with the averaged parameters in the modules, in the
+        every: period -> function of the step, e.g. to write sample images. Called with the averaged parameters in the modules, in the
             main process only.
         rates: module -> factor of the learning rate, for adversaries of two speeds in one loss; 1 for the others.
 
     Returns:
-        The loss of every step that was made, the mean of all its batches.
+        The loss of every step of this run, the mean of all its batches.
+
+    Raises:
+        ValueError: the checkpoint cannot be read or written, or a loss or a weight is not finite; the last good checkpoint is kept.
     """
     from accelerate import Accelerator  # a training dependency: the nodes never need it
 
     precision = "no" if schedule.mixed_precision == "bf16" and emulates_bf16() else schedule.mixed_precision
     accelerator = Accelerator(mixed_precision=precision, cpu=not torch.cuda.is_available())
-    # Evaluation mode: no wrapper that would want to be called in the module's place; gradients are exchanged below.
+    # Evaluation mode: no wrapper that would have to be called in the module's place; gradients are exchanged below.
     for module in modules.values():
         accelerator.prepare_model(module.to(accelerator.device), evaluation_mode=True)
     parameters = [p for _, p in _trainable(modules)]
@@ -136,29 +158,25 @@ def fit(
     optimizer = accelerator.prepare_optimizer(
         torch.optim.AdamW(groups, lr=schedule.learning_rate, betas=schedule.betas, weight_decay=schedule.weight_decay, fused=True)
     )
-    average = {key: p.detach().clone() for key, p in _trainable(modules)}
-    path, first = folder / f"{name}.ckpt", 0
+    path, first, kept = folder / f"{name}.ckpt", 0, None
     if path.exists():
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        for key, module in modules.items():
-            module.load_state_dict(state["modules"][key])
-        average, first = {key: value.to(accelerator.device) for key, value in state["average"].items()}, state["step"]
+        kept = load_checkpoint(path, modules)
+        first = kept["step"]
         if first < schedule.steps:
-            optimizer.load_state_dict(state["optimizer"])
+            try:
+                optimizer.load_state_dict(kept["optimizer"])
+            except (KeyError, TypeError, ValueError):
+                raise ValueError(
+                    f"The checkpoint {path} belongs to another training. Rename or delete it to start again."
+                ) from None
         log.info("%s: resumed at step %d of %d", name, first, schedule.steps)
+    average = Average(modules, schedule.ema, first, kept["average"] if kept else None)
 
     def save(step: int) -> None:
-        if not accelerator.is_main_process:
-            return
-        folder.mkdir(parents=True, exist_ok=True)
-        state = {
-            "modules": {key: module.state_dict() for key, module in modules.items()},
-            "optimizer": optimizer.state_dict(),
-            "average": average,
-            "step": step,
-        }
-        torch.save(state, path.with_suffix(".part"))
-        path.with_suffix(".part").replace(path)  # a run that is cut off here keeps the older checkpoint whole
+        if accelerator.is_main_process:
+            states = {key: module.state_dict() for key, module in modules.items()}
+            state = {"modules": states, "optimizer": optimizer.state_dict(), "average": average.named(), "step": step}
+            save_checkpoint(path, state)
 
     for module in modules.values():
         module.train()
@@ -174,13 +192,15 @@ def fit(
                 part = loss(number, generator_for(schedule.seed, number)) / schedule.accumulation
             accelerator.backward(part)
             value += part.detach()
+        losses.append(float(accelerator.reduce(value, reduction="mean")))
         _share_gradients(accelerator, parameters)
-        accelerator.clip_grad_norm_(parameters, schedule.clip)
+        norm = accelerator.clip_grad_norm_(parameters, schedule.clip)
+        # The scaler of float16 skips steps whose gradients overflow and tries again with smaller ones: that is no failure.
+        if not math.isfinite(losses[-1]) or (precision != "fp16" and norm is not None and not bool(norm.isfinite())):
+            raise ValueError(_not_finite(name, step + 1, losses[-1], path))
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        # A young average follows faster: it must not remember the initialisation.
-        _follow(average, modules, min(schedule.ema, (1 + step) / (10 + step)))
-        losses.append(float(accelerator.reduce(value, reduction="mean")))
+        average.update()
         done = step + 1
         if done % 50 == 0 and accelerator.is_main_process:
             recent = losses[-50:]
@@ -188,13 +208,23 @@ def fit(
             log.info("%s %d/%d loss %.5f, %.2f s a step", name, done, schedule.steps, sum(recent) / len(recent), seconds)
             since = time.monotonic()
         if done % schedule.checkpoint_every == 0 or done == schedule.steps:
+            if not all(bool(p.isfinite().all()) for p in parameters):
+                raise ValueError(_not_finite(name, done, losses[-1], path))
             save(done)
         for period, call in (every or {}).items():
             if done % period == 0 and accelerator.is_main_process:
-                with _averaged(modules, average):
+                with average.applied():
                     call(done)
-    load_average(modules, average)
+    average.copy_to_modules()
     for module in modules.values():
         module.eval()
     accelerator.wait_for_everyone()
     return losses
+
+
+def _not_finite(name: str, step: int, loss: float, path: Path) -> str:
+    kept = f"The checkpoint {path.name} of an earlier step is kept" if path.exists() else "No checkpoint was written"
+    return (
+        f"{name}: training stopped at step {step}, where the loss is {loss} and a gradient or a weight is NaN or infinite. {kept}. "
+        "Lower learning_rate, raise warmup, or set mixed_precision to 'no', and start again."
+    )

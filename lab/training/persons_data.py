@@ -1,23 +1,22 @@
-"""Pictures of persons with captions and masks, for trainers of subject models, read one picture at a time.
+"""Images of persons with captions and masks, for trainers of subject models, read one image at a time.
 
-The caption has a marker behind the word of each person: "a man <|image|> and a woman <|image|> on a beach". The first annotation of a
-picture is of the first marker's person, and so on. Two forms:
-- a JSON file in COCO's form: {"images": [{"id", "file_name", "caption"}], "annotations": [{"image_id", and the person's place}]}. As in
-  COCO's own caption files the caption may be an annotation without a place;
-- WebDataset shards: uncompressed .tar files that hold <key>.jpg (.png, .webp) and <key>.json, {"caption", "annotations"}.
+The caption has a marker behind the word of each person: "a man <|image|> and a woman <|image|> on a beach". The first annotation of an
+image belongs to the first marker, and so on. Two forms:
+- a JSON file in COCO's form: {"images": [{"id", "file_name", "caption"}], "annotations": [{"image_id", and the person's mask}]}. As in
+  COCO's own caption files the caption may be an annotation without a mask;
+- WebDataset shards: uncompressed .tar files that contain <key>.jpg (.png, .webp) and <key>.json, {"caption", "annotations"}.
 
-The person's place is one of
-- "mask": the name of a picture, white where the person is; in a shard the ending of a member, "1.png" for <key>.1.png;
-- "segmentation": COCO's polygons [[x, y, x, y, ...], ...] in pixels of the picture, or of its "width" and "height" where it has them;
+The person's mask is one of
+- "mask": the name of an image, white where the person is; in a shard the ending of a member, "1.png" for <key>.1.png;
+- "segmentation": COCO's polygons [[x, y, x, y, ...], ...] in pixels of the image, or of its "width" and "height" where it has them;
 - "segmentation": COCO's run lengths {"size": [height, width], "counts": numbers or COCO's text}.
 """
 
 from __future__ import annotations
 
-import io
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,45 +27,53 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from ...py.snf.model import MARKER
-from .files import entries_of, files_of_shard, picture_of
-from .layout_data import middle, opened
+from .files import first_with_ending, read_entries, read_shard
+from .images import Read, center_square, have_same_proportions, open_image, open_rgb, to_tensor
+from .layout_data import scale_to, size_of
 
-PLACES = ("mask", "segmentation")
-SMALLEST = 0.002  # of the picture; whoever is less of it is taken as not there
-
-Read = Callable[[], bytes]
+MASK_FIELDS = ("mask", "segmentation")
+SMALLEST_SHARE = 0.002  # of the image's area; a person that covers less counts as absent
+MAX_MASK_PIXELS = 2 * 89_478_485  # Pillow's bound for decompression bombs
 
 
 @dataclass(frozen=True)
 class Person:
-    """Where a person is: a mask to be read, or COCO's segmentation and the width and height that it refers to, if the data says so."""
+    """The mask of a person, not read yet: a file, or COCO's segmentation and the width and height it refers to, if the data says so."""
 
     read: Read | None = None
     segmentation: Any = None
     size: tuple[float, float] | None = None
 
-    def mask(self, width: int, height: int) -> Image.Image:
-        """The mask of a picture of that size, 0 or 255. Raises ValueError if it cannot be read."""
-        if self.read is not None:
-            try:
-                found = Image.open(io.BytesIO(self.read())).convert("L")
-            except (OSError, Image.DecompressionBombError) as error:
-                raise ValueError(f"cannot be read: {error}") from None
-            found = found.point(lambda value: 255 if value > 127 else 0)
-        elif isinstance(self.segmentation, dict):
-            found = Image.fromarray(_from_runs(self.segmentation))
-        else:
-            found = Image.new("L", (width, height))
-            sx, sy = (width / self.size[0], height / self.size[1]) if self.size else (1.0, 1.0)
+    def load_mask(self, image: Image.Image, name: str) -> Image.Image:
+        """The mask in the image's size, 0 or 255.
+
+        Raises:
+            ValueError: it cannot be read or has other proportions than the image; names it.
+        """
+        if self.read is None and not isinstance(self.segmentation, dict):
+            mask = Image.new("L", image.size)
+            sx, sy = scale_to(image, self.size, name)
             for polygon in self.segmentation:
                 corners = [(x * sx, y * sy) for x, y in zip(polygon[::2], polygon[1::2])]
-                ImageDraw.Draw(found).polygon(corners, fill=255)
-        return found if found.size == (width, height) else found.resize((width, height), Image.Resampling.NEAREST)
+                ImageDraw.Draw(mask).polygon(corners, fill=255)
+            return mask
+        if self.read is not None:
+            mask = open_image(name, self.read).convert("L").point(lambda value: 255 if value > 127 else 0)
+        else:
+            mask = Image.fromarray(_decode_runs(self.segmentation))
+        if mask.size == image.size:
+            return mask
+        if not have_same_proportions(mask.size, image.size):
+            raise ValueError(
+                f"{name} has {mask.width} x {mask.height} pixels, the image {image.width} x {image.height}. "
+                "They must have the same proportions. Replace the mask, or remove the person and its marker."
+            )
+        return mask.resize(image.size, Image.Resampling.NEAREST)
 
 
 @dataclass(frozen=True)
-class Entry:
-    """One picture of a data set, not read yet; `caption` with its markers, one for each person unless the data was read without them."""
+class PersonsEntry:
+    """One image of a data set, not read yet; `caption` with its markers, one per person unless the data was read without persons."""
 
     name: str
     read: Read
@@ -75,11 +82,11 @@ class Entry:
 
 
 @dataclass(frozen=True, eq=False)
-class Example:
-    """A picture as it is trained on.
+class PersonsExample:
+    """A training image.
 
-    pixels: [side, side, 3] in 0..1. masks: [r, side, side], 0..1, of what is left of each person in it; zero for who is not.
-    portraits: for each person the part of the whole picture around the mask [h, w, 3], and that part of the mask [h, w].
+    pixels: [side, side, 3] in 0..1. masks: [r, side, side], 0..1, of the part of each person inside the crop; zero for absent persons.
+    portraits: for each person the bounding box of the mask in the whole image [h, w, 3], and that part of the mask [h, w].
     """
 
     pixels: Tensor
@@ -87,44 +94,46 @@ class Example:
     portraits: tuple[tuple[Tensor, Tensor], ...]
 
 
-def entries(data: str | Sequence[str], images: str | None = None, persons: bool = True) -> list[Entry]:
-    """Every picture of a JSON file or of some shards.
+def read_persons(data: Any, images: str | None = None, with_persons: bool = True) -> list[PersonsEntry]:
+    """Every image of a JSON file or of some shards.
 
     Args:
-        data: the path of a .json file, of a .tar file, or a list of them; `*` stands for any part of a file's name.
-        images: the folder that the JSON's file names start from; by default the one that the JSON is in.
-        persons: pictures with neither a marker nor a person are left out, and those with as many of both are taken. Without it only
-            captions count, and pictures without one are left out.
+        data: the path of a .json file, of a .tar file, or a list of them; `*` in the file name matches any text.
+        images: the folder that the JSON's file names are relative to; by default the one that contains the JSON.
+        with_persons: images with neither a marker nor a person are left out, and the others need as many of both. Without it only
+            captions count, and images without one are left out.
 
     Raises:
-        ValueError: naming the file or the picture and what it lacks.
+        ValueError: names the file or the image and what it lacks.
     """
-    found = entries_of(data, images, _shard, _coco, "data of persons; see `persons_data` for the form")
-    if not persons:
+    found = read_entries(
+        data, images, _read_shard_persons, _read_json_persons, "data of persons; see `persons_data` for the form"
+    )
+    if not with_persons:
         found = [entry for entry in found if entry.caption.strip()]
         if not found:
-            raise ValueError(f"{data}: there is no picture with a caption.")
+            raise ValueError(f"{data}: no image has a caption. Add a caption to each image.")
         return found
     found = [entry for entry in found if entry.persons or MARKER in entry.caption]
     for entry in found:
         markers = entry.caption.count(MARKER)
         if markers != len(entry.persons):
             raise ValueError(
-                f"{entry.name}: its caption has {markers} markers {MARKER} and there are masks of {len(entry.persons)} persons. "
+                f"{entry.name}: its caption has {markers} markers {MARKER}, and {len(entry.persons)} persons have masks. "
                 "Write a marker behind the word of each person that has a mask, in the order of the masks."
             )
     if not found:
-        raise ValueError(f"{data}: there is no picture whose caption has a marker {MARKER} and that has a mask.")
+        raise ValueError(f"{data}: no image has both a caption with a marker {MARKER} and a mask. Add them.")
     return found
 
 
-def _coco(path: Path, folder: Path) -> list[Entry]:
-    data = json.loads(path.read_text(encoding="utf-8"))
+def _read_json_persons(path: Path, folder: Path) -> list[PersonsEntry]:
+    data = json.loads(path.read_text(encoding="utf-8-sig"))
     captions: dict[Any, str] = {}
-    placed: dict[Any, list[dict]] = {}
+    masked: dict[Any, list[dict]] = {}
     for annotation in data["annotations"]:
-        if _has_place(annotation):
-            placed.setdefault(annotation["image_id"], []).append(annotation)
+        if _has_mask(annotation):
+            masked.setdefault(annotation["image_id"], []).append(annotation)
         elif "caption" in annotation:
             captions.setdefault(annotation["image_id"], annotation["caption"])
 
@@ -135,11 +144,11 @@ def _coco(path: Path, folder: Path) -> list[Entry]:
         return file.read_bytes
 
     return [
-        _entry(
+        _to_entry(
             image["file_name"],
             reader(image["file_name"]),
             image.get("caption") or captions.get(image["id"], ""),
-            placed.get(image["id"], []),
+            masked.get(image["id"], []),
             image,
             reader,
         )
@@ -147,77 +156,81 @@ def _coco(path: Path, folder: Path) -> list[Entry]:
     ]
 
 
-def _shard(path: Path) -> list[Entry]:
+def _read_shard_persons(path: Path) -> list[PersonsEntry]:
     found = []
-    for key, files in files_of_shard(path).items():
-        picture = picture_of(files)
-        if picture is None or ".json" not in files:
+    for key, members in read_shard(path).items():
+        image = first_with_ending(members)
+        if image is None or ".json" not in members:
             continue
         name = f"{path.name}:{key}"
 
-        def reader(ending: str, files: dict = files, name: str = name) -> Read:
-            if f".{ending.lower()}" not in files:
-                raise ValueError(f"{name}: there is no member {ending} for the mask.")
-            return files[f".{ending.lower()}"].read
+        def reader(ending: str, members: dict = members, name: str = name) -> Read:
+            if f".{ending.lower()}" not in members:
+                raise ValueError(f"{name}: the shard has no member {ending} for the mask.")
+            return members[f".{ending.lower()}"].read
 
-        described = json.loads(files[".json"].read())
-        placed = [annotation for annotation in described.get("annotations", ()) if _has_place(annotation)]
-        found.append(_entry(name, picture.read, described.get("caption", ""), placed, described, reader))
+        described = json.loads(members[".json"].read())
+        masked = [annotation for annotation in described.get("annotations", ()) if _has_mask(annotation)]
+        found.append(_to_entry(name, image.read, described.get("caption", ""), masked, described, reader))
     return found
 
 
-def _has_place(annotation: dict) -> bool:
-    return any(annotation.get(place) for place in PLACES)
+def _has_mask(annotation: dict) -> bool:
+    return any(annotation.get(field) for field in MASK_FIELDS)
 
 
-def _entry(name: str, read: Read, caption: str, placed: list[dict], described: dict, reader: Callable[[str], Read]) -> Entry:
+def _to_entry(
+    name: str, read: Read, caption: Any, masked: list[dict], described: dict, reader: Callable[[str], Read]
+) -> PersonsEntry:
     if not isinstance(caption, str):
         raise ValueError(f"{name}: its caption is {caption!r}; it must be a text.")
-    size = (float(described["width"]), float(described["height"])) if {"width", "height"} <= set(described) else None
-    if size and not min(size) > 0:
-        raise ValueError(f"{name}: width and height are {size[0]:g} and {size[1]:g}; leave them out or say the picture's.")
+    size = size_of(described, name)
     persons = []
-    for number, annotation in enumerate(placed, 1):
+    for number, annotation in enumerate(masked, 1):
         if annotation.get("mask"):
             persons.append(Person(read=reader(annotation["mask"])))
         else:
             persons.append(Person(segmentation=_checked(annotation["segmentation"], f"{name}: person {number}"), size=size))
-    return Entry(name, read, caption, tuple(persons))
+    return PersonsEntry(name, read, caption, tuple(persons))
 
 
-def _checked(segmentation: Any, who: str) -> Any:
+def _checked(segmentation: Any, person: str) -> Any:
     if isinstance(segmentation, dict):
         try:
-            _runs(segmentation)
-        except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{who}: its segmentation is no run lengths of COCO's ({type(error).__name__} {error}).") from None
+            _run_lengths(segmentation)
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            raise ValueError(
+                f"{person}: its segmentation cannot be read as COCO's run lengths ({type(error).__name__} {error})."
+            ) from None
         return segmentation
-    polygons = segmentation if isinstance(segmentation[0], list) else [segmentation]
+    polygons = segmentation if isinstance(segmentation, list) and isinstance(segmentation[0], list) else [segmentation]
     for polygon in polygons:
-        numbers = [n for n in polygon if isinstance(n, (int, float)) and math.isfinite(n)]
-        if len(polygon) < 6 or len(polygon) % 2 or len(numbers) != len(polygon):
-            raise ValueError(f"{who}: a polygon of its segmentation is not x, y of three or more corners.")
+        numbers = [n for n in polygon if isinstance(n, int | float) and math.isfinite(n)] if isinstance(polygon, list) else []
+        if len(numbers) < 6 or len(numbers) % 2 or len(numbers) != len(polygon):
+            raise ValueError(f"{person}: a polygon of its segmentation must list x and y of three or more corners.")
     return polygons
 
 
-def _runs(segmentation: dict) -> list[int]:
-    height, width = segmentation["size"]
+def _run_lengths(segmentation: dict) -> list[int]:
+    height, width = (int(edge) for edge in segmentation["size"])
+    if not 0 < height * width <= MAX_MASK_PIXELS or min(height, width) < 1:
+        raise ValueError(f"the mask has {width} x {height} pixels; it must have 1 to {MAX_MASK_PIXELS:,}")
     counts = segmentation["counts"]
-    runs = _numbers(counts) if isinstance(counts, str) else [int(count) for count in counts]
+    runs = _decode_text(counts) if isinstance(counts, str) else [int(count) for count in counts]
     if sum(runs) != height * width or min(runs) < 0:
-        raise ValueError(f"the runs are {sum(runs)} pixels of a mask of {height} x {width}")
+        raise ValueError(f"the runs have {sum(runs)} pixels, the mask has {height} x {width}")
     return runs
 
 
-def _from_runs(segmentation: dict) -> np.ndarray:
-    """COCO's run lengths -> [height, width] uint8, 0 or 255. They go down the columns and begin with what is outside."""
-    height, width = segmentation["size"]
-    runs = _runs(segmentation)
-    values = np.arange(len(runs)) % 2 * 255
-    return np.ascontiguousarray(np.repeat(values, runs).astype(np.uint8).reshape(width, height).T)
+def _decode_runs(segmentation: dict) -> np.ndarray:
+    """COCO's run lengths -> [height, width] uint8, 0 or 255. They go down the columns and begin with the outside."""
+    height, width = (int(edge) for edge in segmentation["size"])
+    runs = _run_lengths(segmentation)
+    values = (np.arange(len(runs)) % 2 * 255).astype(np.uint8)
+    return np.ascontiguousarray(np.repeat(values, runs).reshape(width, height).T)
 
 
-def _numbers(text: str) -> list[int]:
+def _decode_text(text: str) -> list[int]:
     """COCO's compressed text of run lengths: six bits a character, from the third number on the difference to the last but one."""
     found: list[int] = []
     value = shift = 0
@@ -233,31 +246,26 @@ def _numbers(text: str) -> list[int]:
     return found
 
 
-def example(entry: Entry, side: int) -> Example:
-    """Read a picture: its short side to `side` pixels, the middle cut out, with the persons' masks.
+def load_persons(entry: PersonsEntry, side: int) -> PersonsExample:
+    """Read an image: its short side resized to `side` pixels, the center square, and the persons' masks.
 
-    Raises ValueError naming the picture if it or a mask cannot be read, or a mask is empty.
+    Raises:
+        ValueError: the image or a mask cannot be read, or a mask is empty; names the image.
     """
-    picture = opened(entry.name, entry.read)
-    most = 2 * side / min(picture.size)  # larger than that, portraits have no more to show
-    size = (max(1, round(most * picture.width)), max(1, round(most * picture.height)))
-    whole = picture if most >= 1 else picture.resize(size, Image.Resampling.BOX)
+    image = open_rgb(entry.name, entry.read)
+    factor = 2 * side / min(image.size)  # portraits larger than that have no more detail to give
+    size = (max(1, round(factor * image.width)), max(1, round(factor * image.height)))
+    whole = image if factor >= 1 else image.resize(size, Image.Resampling.BOX)
     masks, portraits = [], []
     for number, person in enumerate(entry.persons, 1):
-        try:
-            mask = person.mask(*picture.size)
-        except ValueError as error:
-            raise ValueError(f"{entry.name}: the mask of person {number} {error}.") from None
-        shown = mask.resize(whole.size, Image.Resampling.NEAREST)
-        box = shown.getbbox()
+        name = f"{entry.name}: the mask of person {number}"
+        mask = person.load_mask(image, name)
+        small = mask.resize(whole.size, Image.Resampling.NEAREST)
+        box = small.getbbox()
         if box is None:
-            raise ValueError(f"{entry.name}: the mask of person {number} is empty. Remove the person and its marker, or mend it.")
-        portraits.append((_tensor(whole.crop(box)), _tensor(shown.crop(box))))
-        left = _tensor(middle(mask, side, Image.Resampling.BOX))
-        masks.append(left * float(left.mean() >= SMALLEST))
-    pixels = _tensor(middle(picture, side))
-    return Example(pixels, torch.stack(masks) if masks else torch.zeros(0, side, side), tuple(portraits))
-
-
-def _tensor(picture: Image.Image) -> Tensor:
-    return torch.from_numpy(np.asarray(picture).astype(np.float32) / 255)
+            raise ValueError(f"{name} is empty. Remove the person and its marker, or replace the mask.")
+        portraits.append((to_tensor(whole.crop(box)), to_tensor(small.crop(box))))
+        inside = to_tensor(center_square(mask, side, Image.Resampling.BOX))
+        masks.append(inside * float(inside.mean() >= SMALLEST_SHARE))
+    pixels = to_tensor(center_square(image, side))
+    return PersonsExample(pixels, torch.stack(masks) if masks else torch.zeros(0, side, side), tuple(portraits))

@@ -41,3 +41,15 @@ def context_of(mapper: ExemplarMapper, pooled: Tensor, drop: float, rng: torch.G
 def unet_input(noisy: Tensor, known: Tensor, hole: Tensor) -> Tensor:
     """[noisy latent | masked picture | 1 - hole] along channels: [b, 4 + 4 + 1, h, w]. `hole` [b, 1, h, w], 1 where it is painted."""
     return torch.cat([noisy, known.to(noisy), 1 - hole.to(noisy)], dim=1)
+
+
+def is_trained(name: str) -> bool:
+    """Whether a parameter of the UNet is trained where not everything is: the first convolution and the transformers.
+
+    With one token, text attention never uses its queries, its keys and the norm before them.
+    """
+    if any(part in name for part in (".attn2.to_q.", ".attn2.to_k.", ".norm2.")) and ".transformer_blocks." in name:
+        return False
+    return name.startswith("input_blocks.0.0.") or any(
+        part in name for part in (".transformer_blocks.", ".proj_in.", ".proj_out.")
+    )

@@ -22,6 +22,7 @@ from torch import Tensor
 from .model import Postfuse
 
 LOCALISATION = 1e-3
+TRAINED_LAYERS = 2  # of the image encoder, the last ones
 
 #: What each text attention below full size multiplied: (q, k, heads, grid).
 Attended = list[tuple[Tensor, Tensor, int, tuple[int, int]]]
@@ -139,3 +140,13 @@ def subject_loss(
     value = denoising(epsilon)
     maps = [(token_attention(q, k, heads, positions), grid) for q, k, heads, grid in attended]
     return value + localisation * localisation_loss(maps, masks, used)
+
+
+def is_trained(name: str) -> bool:
+    """Whether a parameter of the UNet is trained where not everything is: the transformers, with the layers into and out of them."""
+    return any(part in name for part in (".transformer_blocks.", ".proj_in.", ".proj_out."))
+
+
+def is_trained_in_encoder(name: str, layers: int) -> bool:
+    """Whether a parameter of an image encoder of so many layers is trained: those of the last `TRAINED_LAYERS`."""
+    return any(f"encoder.layers.{number}." in name for number in range(layers - TRAINED_LAYERS, layers))

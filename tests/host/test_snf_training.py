@@ -100,7 +100,7 @@ def drawn_with(file, prompt, count):
     clip, pictures = playground.load_clip(), torch.rand(count, 128, 128, 3, generator=torch.Generator().manual_seed(0))
     positive, negative = subjects.encode(clip, vision, fuser, prompt, [pictures])
     more = {"steps": 1, "cfg": 2.0, "side": 128}
-    image = snf_training.sampling.picture(model, playground.load_vae(), positive, negative, 0, **more)
+    image = snf_training.sampling.sample_image(model, playground.load_vae(), positive, negative, 0, **more)
     assert image.shape == (1, 3, 128, 128) and image.isfinite().all()
     return model, vision, fuser
 
@@ -155,8 +155,8 @@ def test_a_scene_model_is_the_bases_checkpoint_with_another_unet(data, checkpoin
     changed = {key for key in before if not torch.equal(before[key].half(), after[key].half())}
     assert changed and all(key.startswith("model.diffusion_model.") for key in changed)
     model, clip, vae, _ = comfy.sd.load_checkpoint_guess_config(str(checkpoints / "scene.safetensors"))
-    prompt = snf_training.sampling.prompt(clip, "a person in a park")
-    image = snf_training.sampling.picture(model, vae, prompt, prompt, 0, steps=1, cfg=1.0, side=128)
+    prompt = snf_training.sampling.encode_prompt(clip, "a person in a park")
+    image = snf_training.sampling.sample_image(model, vae, prompt, prompt, 0, steps=1, cfg=1.0, side=128)
     assert image.shape == (1, 3, 128, 128) and image.isfinite().all()
 
 

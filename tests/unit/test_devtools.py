@@ -209,7 +209,7 @@ def test_an_environment_somebody_else_made_is_not_installed_into(stand_in, tmp_p
         (["serve", "--host-version", "newest"], "is not a ComfyUI release"),
         (["test", "everything"], "There is no test lane 'everything'"),
         (["serve", "--host", ".", "--host-version", "0.3.75"], "exclude each other"),
-        (["train", "no_such_technique", "--config", "x.toml"], "There is no trainer for 'no_such_technique'"),
+        (["train", "no_such_technique", "x.json"], "There is no trainer for 'no_such_technique'"),
         (["demo", "--python", "no-such-python", "--venv", "no-such-venv"], "Name an interpreter"),
     ],
 )

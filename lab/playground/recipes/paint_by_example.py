@@ -57,15 +57,6 @@ class Networks:
     pooled: Callable[[Tensor], Tensor]
 
 
-def trained(name: str) -> bool:
-    """Is this parameter of the UNet trained? With one token, text attention never uses its queries, its keys and the norm before them."""
-    if any(part in name for part in (".attn2.to_q.", ".attn2.to_k.", ".norm2.")) and ".transformer_blocks." in name:
-        return False
-    return name.startswith("input_blocks.0.0.") or any(
-        part in name for part in (".transformer_blocks.", ".proj_in.", ".proj_out.")
-    )
-
-
 def _example(scene: Scene, rng: torch.Generator) -> tuple[Tensor, Tensor, Tensor] | None:
     """Picture [3, s, s], hole [s, s] and exemplar with its thing's mask [4, s, s] of a scene, 0..1; None without a thing of a usable size."""
     things = [(number, thing) for number, thing in enumerate(scene.instances, 1) if usable(thing.box)]

@@ -29,7 +29,6 @@ FIRST = 0
 CHUNK = 1000
 BATCH = 32
 MOST = 2  # persons in one picture
-TRAINED_LAYERS = 2  # of the image encoder, the last ones
 DROPS = Drops()
 HAIR = 4.0  # how much more an error counts where the hair is: it covers few cells, and a person is known by it
 SCHEDULE = Schedule(
@@ -54,16 +53,6 @@ class Networks:
     begin: Callable[[Tensor], Tensor]
     end: Callable[[Tensor], Tensor]
     predict: Predict
-
-
-def trained(name: str) -> bool:
-    """Is this parameter of the UNet trained? The transformers are, with the layers that lead into and out of them."""
-    return any(part in name for part in (".transformer_blocks.", ".proj_in.", ".proj_out."))
-
-
-def trained_in_tower(name: str, layers: int) -> bool:
-    """Is this parameter of the image encoder trained, if it has so many layers?"""
-    return any(f"encoder.layers.{number}." in name for number in range(layers - TRAINED_LAYERS, layers))
 
 
 def _prepared(examples: list[Example], nets: Networks) -> dict[str, Tensor]:
