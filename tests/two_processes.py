@@ -10,7 +10,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import conftest  # noqa: F401  puts the pack on the path
 import torch
-from pack.lab.training.diffusion import diffusion_loss
+from pack.lab.training.diffusion import denoising_loss
 from pack.lab.training.loop import Schedule, fit
 from pack.py.ifadapter.model import Config, IFAdapter, Layer
 from pack.py.ifadapter.training import Batch, Prepared, draw_drops
@@ -48,7 +48,7 @@ def train(folder: Path, accumulation: int) -> tuple[list[float], IFAdapter]:
             q = x.flatten(2).transpose(1, 2).repeat(1, 1, 8)
             return x + prepared.change("a", q, 6, 7)[..., :4].transpose(1, 2).unflatten(2, (6, 7))
 
-        return diffusion_loss(predict, torch.randn(2, 4, 6, 7, generator=rng), ALPHAS, rng)
+        return denoising_loss(predict, torch.randn(2, 4, 6, 7, generator=rng), ALPHAS, rng)
 
     schedule = Schedule(steps=6, learning_rate=1e-2, warmup=1, mixed_precision="no", accumulation=accumulation)
     return fit("tiny", {"adapter": network}, loss, schedule, folder), network

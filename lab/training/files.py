@@ -48,7 +48,7 @@ def find_data_files(patterns: Any, field: str = "data") -> list[Path]:
     found = []
     for name in names:
         path = Path(name)
-        matching = sorted(path.parent.glob(path.name))
+        matching = [path] if path.is_dir() else sorted(path.parent.glob(path.name))
         if not matching:
             raise ValueError(f"There is no data file {name}.")
         folders = [each for each in matching if not each.is_file()]

@@ -11,6 +11,7 @@ import pytest
 import tiny
 import torch
 from pack.lab.trainers import am_adapter as am_adapter_training
+from pack.lab.training.recipe import run_recipe
 from pack.nodes import am_adapter as nodes
 from pack.py.am_adapter.agreement import CORRECTED
 from pack.py.am_adapter.checkpoint import matcher_metadata
@@ -442,7 +443,7 @@ def test_schemas_match_their_functions(node):
 def test_a_configuration_says_what_is_wrong(text, says, tmp_path):
     (tmp_path / "recipe.json").write_text(text)
     with pytest.raises(ValueError, match=says):
-        am_adapter_training.Recipe.from_file(tmp_path / "recipe.json")
+        am_adapter_training.AMAdapterRecipe.from_file(tmp_path / "recipe.json")
 
 
 def test_a_users_pairs_train_both_stages(tmp_path, monkeypatch, sd15):
@@ -464,7 +465,7 @@ def test_a_users_pairs_train_both_stages(tmp_path, monkeypatch, sd15):
     ):
         config = tmp_path / "config.json"
         config.write_text(json.dumps({**common, **more, "batch": 2, "steps": 2}))
-        assert am_adapter_training.main(["--config", str(config)]) == 0
+        assert run_recipe(am_adapter_training.AMAdapterRecipe, am_adapter_training.train, config) == 0
     monkeypatch.setattr(folders, "path", lambda folder, file, *more: str(tmp_path / file))
     loaded = am_adapter_controlnext.load("control.safetensors", "control_unet.safetensors", "increments")
     with_map = am_adapter_controlnext.apply(sd15, loaded, tiny.street_map())

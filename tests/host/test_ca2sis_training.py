@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 from pack.lab.trainers import ca2sis as ca2sis_training
-from pack.lab.training import map_data
+from pack.lab.training.paired_data import pairs_in_folders, pairs_in_shards
+from pack.lab.training.recipe import run_recipe
 from pack.py.ca2sis import checkpoint
 from pack.py.ca2sis.training import Vgg19
 from PIL import Image
@@ -54,20 +55,24 @@ def recipe(folder, **more):
     return folder / "recipe.json"
 
 
+def run(path):
+    return run_recipe(ca2sis_training.CA2SISRecipe, ca2sis_training.train, path)
+
+
 def test_folders_become_weights_that_load(data):
-    assert ca2sis_training.main(["--config", str(recipe(data))]) == 0
+    assert run(recipe(data)) == 0
     found = checkpoint.load(data / "out" / "ca2sis.safetensors")
     assert found.labels == ("none", "skin", "hair") and found.config.image_size == (64, 64) and found.config.noise_dim == 4
     assert sorted(p.name for p in (data / "out").glob("*.png")) == ["ca2sis_0000001.png", "ca2sis_0000002.png"]
-    assert ca2sis_training.main(["--config", str(recipe(data, steps=3))]) == 0, "resumed"
+    assert run(recipe(data, steps=3)) == 0, "resumed"
 
 
 def test_shards_hold_the_same_pairs(data):
-    folders = map_data.pairs_of_folders(data / "images", data / "maps")
-    shards = map_data.pairs_of_shards(str(data / "*.tar"))
+    folders = pairs_in_folders(data / "images", data / "maps")
+    shards = pairs_in_shards(str(data / "*.tar"))
     for a, b in zip(folders, shards, strict=True):
-        assert a.picture() == b.picture() and a.labels() == b.labels()
-    image, labels = map_data.example(shards[0], 64, torch.Generator().manual_seed(0))
+        assert a.image.read() == b.image.read() and a.map.read() == b.map.read()
+    image, labels = shards[0].load_labels(64, torch.Generator().manual_seed(0))
     assert (
         image.shape == (3, 64, 64)
         and labels.shape == (64, 64)
@@ -107,7 +112,7 @@ def _shard_without_maps(folder):
 
 def test_what_cannot_be_trained_is_said(data, caplog):
     for more, says in (
-        ({"images": str(data / "none")}, "is no folder"),
+        ({"images": str(data / "none")}, "is not a folder"),
         ({"maps": str(data)}, "has a map of its name"),
         ({"classes": ["none", "skin"]}, "the map has labels 2"),
         ({"config": {"colour": 1}}, "colour"),
@@ -115,8 +120,8 @@ def test_what_cannot_be_trained_is_said(data, caplog):
         ({"batch": 0}, "batch is 0"),
         ({"images": None}, "or shards"),
         ({"shards": str(data / "*.zip")}, "There is no data file"),
-        ({"shards": str(_shard_without_maps(data))}, "no <key>.jpg with a <key>.seg.png"),
+        ({"shards": str(_shard_without_maps(data))}, "no <key>.jpg with <key>.map.png"),
     ):
         caplog.clear()
-        assert ca2sis_training.main(["--config", str(recipe(data, **more))]) == 1
+        assert run(recipe(data, **more)) == 1
         assert says in caplog.text

@@ -10,6 +10,7 @@ import tiny
 import torch
 from pack.lab.trainers import ifadapter as ifadapter_training
 from pack.lab.training import frozen_base
+from pack.lab.training.recipe import run_recipe
 from pack.py.host import hooks, playground
 from pack.py.ifadapter import checkpoint
 from pack.py.ifadapter.training import Batch, Prepared
@@ -36,10 +37,10 @@ def data(tmp_path_factory):
     return folder / "data.json"
 
 
-def recipe(file, folder, **more) -> ifadapter_training.Recipe:
+def recipe(file, folder, **more) -> ifadapter_training.IFAdapterRecipe:
     values = {"base": "playground", "data": str(file), "output": str(folder), "resolution": 128, "batch": 2, "accumulation": 1}
     values |= {"steps": 2, "warmup": 1, "learning_rate": 1e-2, "mixed_precision": "no", "sample_every": 2, "sample_steps": 1}
-    return ifadapter_training.Recipe(**(values | more))
+    return ifadapter_training.IFAdapterRecipe(**(values | more))
 
 
 def test_a_run_trains_saves_draws_and_resumes(data, tmp_path):
@@ -80,11 +81,11 @@ def test_training_predicts_what_sampling_will(sd15):
     words = (torch.randn(2, 2, 3, 7, 64), torch.randn(2, 2, 1, 64), torch.full((2, 2), 5))
     batch = Batch(*words, boxes, torch.tensor([[True, True], [True, False]]))
     plain = unet(x, t, context=context)
-    out = ifadapter_training.predicted(unet, network.config, x, t, context, Prepared(network, batch))
+    out = ifadapter_training.predict_with(unet, network.config, x, t, context, Prepared(network, batch))
     torch.testing.assert_close(out, plain, rtol=1e-4, atol=1e-4)
     for module in network.adapter_modules.values():
         module.alpha.data.fill_(1.0)
-    out = ifadapter_training.predicted(unet, network.config, x, t, context, Prepared(network, batch))
+    out = ifadapter_training.predict_with(unet, network.config, x, t, context, Prepared(network, batch))
     out.square().mean().backward()
     assert not torch.allclose(out, plain) and all(p.grad is not None for p in network.parameters())
 
@@ -92,7 +93,7 @@ def test_training_predicts_what_sampling_will(sd15):
 @pytest.mark.parametrize(
     "change, says",
     [
-        ({"base": "gone.safetensors"}, "gone.safetensors' is no file"),
+        ({"base": "gone.safetensors"}, "gone.safetensors' is not a file"),
         ({"data": "gone.json"}, "no data file"),
         ({"adapter": {"layers": [["output", 99, 0]]}}, "no text attention at"),
         ({"adapter": {"wings": 2}}, "wings"),
@@ -118,8 +119,8 @@ def test_a_recipe_that_cannot_work_is_refused_before_the_first_step(data, tmp_pa
 def test_a_configuration_file_says_what_is_wrong(tmp_path, content, says):
     (tmp_path / "c.json").write_text(content)
     with pytest.raises(ValueError, match=says):
-        ifadapter_training.Recipe.from_file(tmp_path / "c.json")
-    assert ifadapter_training.main(["--config", str(tmp_path / "c.json")]) == 1
+        ifadapter_training.IFAdapterRecipe.from_file(tmp_path / "c.json")
+    assert run_recipe(ifadapter_training.IFAdapterRecipe, ifadapter_training.train, tmp_path / "c.json") == 1
 
 
 def test_the_playground_gets_its_own_small_adapter():

@@ -10,15 +10,18 @@ import exemplars
 import folder_paths
 import pytest
 import torch
+from pack.lab.playground import paint_by_example as playground_training
 from pack.lab.playground.recipes import paint_by_example as recipe
 from pack.lab.trainers import paint_by_example as paint_by_example_training
 from pack.lab.training.loop import Schedule
+from pack.lab.training.recipe import run_recipe
 from pack.nodes import evaluation as evaluation_nodes
 from pack.nodes import paint_by_example as nodes
 from pack.py.host import folders, playground
 from pack.py.host.paint_by_example import loader as paint_by_example
 from pack.py.host.paint_by_example import prepare as stitch
 from pack.py.paint_by_example import checkpoint
+from pack.py.paint_by_example.training import is_trained
 from painting import WHOLE, hole, pictures, sample
 from torch.testing import assert_close
 
@@ -100,22 +103,20 @@ def test_what_is_missing_is_said_before_anything_is_built(files):
 
 def test_the_recipe_trains_and_its_file_is_what_the_loader_gives(tmp_path, monkeypatch):
     """Two steps; the file holds what was trained and nothing else, and comes back through the node."""
-    nets = paint_by_example_training.playground_networks(
-        lambda images: torch.nn.functional.avg_pool2d(images, 8)[:, [0, 1, 2, 0]]
-    )
+    nets = playground_training.playground_networks(lambda images: torch.nn.functional.avg_pool2d(images, 8)[:, [0, 1, 2, 0]])
     before = {name: p.clone() for name, p in nets.unet.named_parameters()}
     monkeypatch.setattr(recipe, "BATCH", 4)
     recipe.train(nets, tmp_path, Schedule(steps=2, learning_rate=1e-3, warmup=1, mixed_precision="no"), examples=6)
     for name, parameter in nets.unet.named_parameters():
-        assert parameter.requires_grad == recipe.trained(name)
-        if not recipe.trained(name):
+        assert parameter.requires_grad == is_trained(name)
+        if not is_trained(name):
             assert torch.equal(parameter, before[name]), name
     assert not torch.equal(nets.unet.state_dict()["input_blocks.0.0.weight"][:, 4:], before["input_blocks.0.0.weight"][:, 4:])
 
     folders.register()
     folder_paths.add_model_folder_path("paint_by_example", str(tmp_path), is_default=True)
     try:
-        path = paint_by_example_training.ship(nets, tmp_path / "small.safetensors")
+        path = playground_training.export_weights(nets, tmp_path / "small.safetensors")
         assert path.stat().st_size < 10e6
         model, encoder, vae = nodes.ExemplaryLoadPaintByExample.execute("small.safetensors", paint_by_example.SAME_FILE).args
     finally:
@@ -147,17 +148,20 @@ def test_own_pictures_train_any_of_these_files(tmp_path):
         "annotations": [{"image_id": n, "bbox": [30, 20, 60, 70], "caption": "a thing"} for n in range(2)],
     }
     (tmp_path / "data.json").write_text(json.dumps(data), encoding="ascii")
-    nets = paint_by_example_training.playground_networks(lambda images: images)
+    nets = playground_training.playground_networks(lambda images: images)
     folders.register()
     folder_paths.add_model_folder_path("paint_by_example", str(tmp_path), is_default=True)
     try:
-        paint_by_example_training.ship(nets, tmp_path / "start.safetensors")
+        playground_training.export_weights(nets, tmp_path / "start.safetensors")
         config = {"base": "start.safetensors", "data": str(tmp_path / "data.json"), "output": str(tmp_path), "name": "own"}
         config |= {"resolution": 128, "batch": 2, "accumulation": 1, "steps": 1, "warmup": 1, "learning_rate": 1e-2}
         (tmp_path / "config.json").write_text(
             json.dumps(config | {"mixed_precision": "no", "everything": False}), encoding="ascii"
         )
-        assert paint_by_example_training.main(["--config", str(tmp_path / "config.json")]) == 0
+        assert (
+            run_recipe(paint_by_example_training.PaintByExampleRecipe, paint_by_example_training.train, tmp_path / "config.json")
+            == 0
+        )
         start, own = (checkpoint.read(tmp_path / f"{name}.safetensors") for name in ("start", "own"))
         assert own.unet.keys() == start.unet.keys() and own.metadata["base"] == "playground"
         first = "input_blocks.0.0.weight"
@@ -167,7 +171,7 @@ def test_own_pictures_train_any_of_these_files(tmp_path):
         assert paint_by_example.load("own.safetensors")[2] is not None
         (tmp_path / "config.json").write_text(json.dumps({"base": "x", "lr": 1}), encoding="ascii")
         with pytest.raises(ValueError, match="missing: data, output"):
-            paint_by_example_training.Recipe.from_file(tmp_path / "config.json")
+            paint_by_example_training.PaintByExampleRecipe.from_file(tmp_path / "config.json")
     finally:
         folder_paths.folder_names_and_paths["paint_by_example"][0].remove(str(tmp_path))
 

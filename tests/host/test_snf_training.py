@@ -17,15 +17,16 @@ import folder_paths
 import numpy as np
 import pytest
 import torch
-from pack.lab.playground.recipes import subject
 from pack.lab.trainers import snf as snf_training
-from pack.lab.training import persons_data
+from pack.lab.training import persons_data, sampling
 from pack.lab.training.frozen_base import FrozenBase
+from pack.lab.training.recipe import run_recipe
 from pack.nodes import snf as nodes
 from pack.py.host import folders, playground
 from pack.py.host.snf import subjects
 from pack.py.playground.subjects import MARKER, draw_example
 from pack.py.snf import checkpoint
+from pack.py.snf.training import is_trained
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -81,7 +82,7 @@ def subject_folder(tmp_path, monkeypatch):
     return tmp_path
 
 
-def recipe(file, folder, **more) -> snf_training.Recipe:
+def recipe(file, folder, **more) -> snf_training.SNFRecipe:
     values = {"part": "subject", "base": "playground", "data": str(file), "output": str(folder), "resolution": 128, "batch": 2}
     values |= {
         "accumulation": 1,
@@ -91,7 +92,7 @@ def recipe(file, folder, **more) -> snf_training.Recipe:
         "sample_every": 2,
         "sample_steps": 1,
     }
-    return snf_training.Recipe(**(values | more))
+    return snf_training.SNFRecipe(**(values | more))
 
 
 def drawn_with(file, prompt, count):
@@ -100,7 +101,7 @@ def drawn_with(file, prompt, count):
     clip, pictures = playground.load_clip(), torch.rand(count, 128, 128, 3, generator=torch.Generator().manual_seed(0))
     positive, negative = subjects.encode(clip, vision, fuser, prompt, [pictures])
     more = {"steps": 1, "cfg": 2.0, "side": 128}
-    image = snf_training.sampling.sample_image(model, playground.load_vae(), positive, negative, 0, **more)
+    image = sampling.sample_image(model, playground.load_vae(), positive, negative, 0, **more)
     assert image.shape == (1, 3, 128, 128) and image.isfinite().all()
     return model, vision, fuser
 
@@ -114,7 +115,7 @@ def test_a_subject_model_of_the_playground_trains_resumes_and_loads(data, subjec
     model, vision, fuser = drawn_with("subject.safetensors", f"a person {MARKER} and a person {MARKER}", 2)
     base, found = playground.read_weights("unet"), model.model.diffusion_model.state_dict()
     changed = {key for key in base if not torch.equal(found[key].half(), base[key].half())}
-    assert changed and all(subject.trained(key) for key in changed)
+    assert changed and all(is_trained(key) for key in changed)
     tower, before = vision.model.state_dict(), playground.read_weights("image_encoder")
     other = {key for key in before if not torch.equal(tower[key].half(), before[key].half())}
     assert other and all("layers.4." in key or "layers.5." in key for key in other)
@@ -155,8 +156,8 @@ def test_a_scene_model_is_the_bases_checkpoint_with_another_unet(data, checkpoin
     changed = {key for key in before if not torch.equal(before[key].half(), after[key].half())}
     assert changed and all(key.startswith("model.diffusion_model.") for key in changed)
     model, clip, vae, _ = comfy.sd.load_checkpoint_guess_config(str(checkpoints / "scene.safetensors"))
-    prompt = snf_training.sampling.encode_prompt(clip, "a person in a park")
-    image = snf_training.sampling.sample_image(model, vae, prompt, prompt, 0, steps=1, cfg=1.0, side=128)
+    prompt = sampling.encode_prompt(clip, "a person in a park")
+    image = sampling.sample_image(model, vae, prompt, prompt, 0, steps=1, cfg=1.0, side=128)
     assert image.shape == (1, 3, 128, 128) and image.isfinite().all()
 
 
@@ -164,11 +165,11 @@ def test_each_persons_token_mask_and_portrait_belong_together(data, monkeypatch)
     """What the loss of one batch is given, against the data written out; no drops, portraits in flat colours unchanged."""
     chosen = recipe(data, "", caption_drop=0.0, person_drop=0.0, masked=1.0, batch=6)
     base = FrozenBase.load("playground", torch.device("cpu"), torch.float32, "test")
-    nets = snf_training.Subject.begin(base, chosen)
+    nets = snf_training.SubjectNetworks.begin(base, chosen)
     torch.nn.init.normal_(nets.postfuse.mlp1.fc2.weight)
     given = []
     monkeypatch.setattr(snf_training, "subject_loss", lambda *arguments: given.extend(arguments) or torch.zeros(()))
-    monkeypatch.setattr(snf_training, "CHANGES", lambda squares, rng: squares)
+    monkeypatch.setattr(snf_training, "AUGMENTATION", lambda squares, rng: squares)
     number = [0]
 
     def flat(picture, mask, fill, number_of=1, rng=None):
@@ -176,7 +177,7 @@ def test_each_persons_token_mask_and_portrait_belong_together(data, monkeypatch)
         return torch.full((4, 4, 3), number[0] / 20)
 
     monkeypatch.setattr(subjects, "outline", flat)
-    entries = persons_data.entries(str(data))
+    entries = persons_data.read_persons(str(data))
     snf_training.subject_step(nets, chosen, entries)(0, torch.Generator().manual_seed(0))
     _, _, context, positions, masks, used = given[:6]
     rows = torch.randint(len(entries), (6,), generator=torch.Generator().manual_seed(0)).tolist()
@@ -220,7 +221,7 @@ def test_stable_diffusions_weights_get_the_names_of_the_published_file():
     "change, says",
     [
         ({"data": "gone.json"}, "no data file"),
-        ({"base": "gone.safetensors", "image_encoder": "x"}, "gone.safetensors' is no file"),
+        ({"base": "gone.safetensors", "image_encoder": "x"}, "gone.safetensors' is not a file"),
         ({"start_from": "gone.safetensors"}, "gone.safetensors' is not in"),
     ],
 )
@@ -234,14 +235,14 @@ def test_an_image_encoder_that_does_not_fit_is_named(data, checkpoints, monkeypa
     base = str(checkpoints / "base.safetensors")
     save_file({"x": torch.zeros(1)}, checkpoints / "other.safetensors")
     for path, says in (
-        (str(checkpoints / "gone.safetensors"), "is no file"),
-        (str(checkpoints / "other.safetensors"), "no CLIP vision model"),
+        (str(checkpoints / "gone.safetensors"), "is not a file"),
+        (str(checkpoints / "other.safetensors"), "is not a CLIP vision model"),
     ):
         with pytest.raises(ValueError, match=says):
             snf_training.train(recipe(data, checkpoints, base=base, image_encoder=path))
     wide = SimpleNamespace(model=SimpleNamespace(visual_projection=torch.nn.Linear(8, 768)))
     monkeypatch.setattr(comfy.clip_vision, "load", lambda path: wide)
-    with pytest.raises(ValueError, match="of width 768, the base reads text of width 128"):
+    with pytest.raises(ValueError, match="of width 768, the base needs text of width 128"):
         snf_training.train(recipe(data, checkpoints, base=base, image_encoder=base))
 
 
@@ -258,7 +259,7 @@ def test_markers_are_checked_before_the_first_step(data, tmp_path):
     [
         ({"part": "person"}, "part is 'person'; it must be 'subject' or 'scene'"),
         ({"part": "subject", "base": "x"}, "needs image_encoder"),
-        ({"part": "scene"}, "no loader of ComfyUI knows"),
+        ({"part": "scene"}, "ComfyUI's loaders do not know"),
         ({"part": "scene", "base": "x", "start_from": "y"}, "start_from is for the part 'subject'"),
         ({"masked": 2}, "masked is 2; it is a share"),
         ({"everything": "yes"}, "everything is 'yes'"),
@@ -268,5 +269,5 @@ def test_a_recipe_says_what_is_wrong(tmp_path, content, says):
     config = {"part": "subject", "base": "playground", "data": "d", "output": "o"} | content
     (tmp_path / "c.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match=says):
-        snf_training.Recipe.from_file(tmp_path / "c.json")
-    assert snf_training.main(["--config", str(tmp_path / "c.json")]) == 1
+        snf_training.SNFRecipe.from_file(tmp_path / "c.json")
+    assert run_recipe(snf_training.SNFRecipe, snf_training.train, tmp_path / "c.json") == 1

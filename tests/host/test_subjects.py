@@ -14,6 +14,7 @@ from pack.py.playground import vocabulary
 from pack.py.playground.subjects import MARKER, draw_example, held_out_pairings
 from pack.py.snf import checkpoint
 from pack.py.snf.model import Postfuse
+from pack.py.snf.training import is_trained
 from safetensors.torch import save_file
 
 WIDTH = playground.CONTEXT_DIM
@@ -174,5 +175,5 @@ def test_one_training_step_changes_what_is_to_be_trained_and_nothing_else(tmp_pa
     changed = {
         name for net in (nets.unet, nets.tower) for name, p in net.named_parameters() if not torch.equal(p.detach(), before[name])
     }
-    assert changed and all(subject.trained(name) or "layers.4." in name or "layers.5." in name for name in changed)
+    assert changed and all(is_trained(name) or "layers.4." in name or "layers.5." in name for name in changed)
     assert nets.postfuse.mlp1.fc2.weight.abs().sum() > 0

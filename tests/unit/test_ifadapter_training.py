@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from pack.lab.training.diffusion import diffusion_loss
+from pack.lab.training.diffusion import denoising_loss
 from pack.py.ifadapter.attention import InstanceRegions, compute_injection, project_tokens
 from pack.py.ifadapter.model import Config, IFAdapter, Layer
 from pack.py.ifadapter.training import Batch, Prepared, draw_drops
@@ -86,7 +86,7 @@ def test_the_loss_teaches_every_part():
 
     latent = torch.randn(3, 4, *GRID, generator=torch.Generator().manual_seed(3))
     alphas = torch.linspace(0.99, 0.01, 1000)
-    loss = diffusion_loss(predict, latent, alphas, torch.Generator().manual_seed(4))
+    loss = denoising_loss(predict, latent, alphas, torch.Generator().manual_seed(4))
     loss.backward()
     silent = [name for name, p in made.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
     assert loss.isfinite() and not silent
@@ -94,5 +94,5 @@ def test_the_loss_teaches_every_part():
 
 def test_a_perfect_prediction_has_no_loss():
     latent, alphas = torch.zeros(2, 4, 8, 8), torch.full((10,), 0.36)
-    loss = diffusion_loss(lambda x, t: x / 0.8, latent, alphas, torch.Generator().manual_seed(0))
+    loss = denoising_loss(lambda x, t: x / 0.8, latent, alphas, torch.Generator().manual_seed(0))
     torch.testing.assert_close(loss, torch.zeros(()))

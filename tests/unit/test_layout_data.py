@@ -8,7 +8,7 @@ import tarfile
 
 import numpy as np
 import pytest
-from pack.lab.training.layout_data import entries, example
+from pack.lab.training.layout_data import load_layout, read_layouts
 from PIL import Image
 
 
@@ -41,18 +41,18 @@ def coco(tmp_path):
 
 
 def test_a_coco_file_gives_pictures_with_both_kinds_of_captions(coco):
-    (entry,) = entries(str(coco / "data.json"))
-    found = example(entry, side=20, most=10)
+    (entry,) = read_layouts(str(coco / "data.json"))
+    found = load_layout(entry, side=20, max_boxes=10)
     assert found.caption == "black and white" and found.phrases == ("a white half", "dog")
     # 80x40 becomes 40x20, of which 10..30 is kept: pixel 40 is the middle, pixel 20 the left edge.
     assert found.boxes[0] == pytest.approx((0.5, 0.0, 1.0, 1.0)) and found.boxes[1] == pytest.approx((0.0, 0.25, 0.25, 0.5))
     assert found.pixels.shape == (20, 20, 3)
     assert float(found.pixels[:, :8].max()) < 0.1 and float(found.pixels[:, 12:].min()) > 0.9
-    assert example(entry, side=20, most=1).phrases == ("a white half",), "the largest stay"
+    assert load_layout(entry, side=20, max_boxes=1).phrases == ("a white half",), "the largest stay"
 
 
 def test_shards_give_the_same(coco):
-    (expected,) = entries(str(coco / "data.json"))
+    (expected,) = read_layouts(str(coco / "data.json"))
     described = {
         "caption": expected.caption,
         "annotations": [{"bbox": b, "caption": [p]} for b, p in zip(expected.boxes, expected.phrases)],
@@ -63,9 +63,9 @@ def test_shards_give_the_same(coco):
                 info = tarfile.TarInfo(name)
                 info.size = len(data)
                 archive.addfile(info, io.BytesIO(data))
-    found = entries(str(coco / "part-*.tar"))
+    found = read_layouts(str(coco / "part-*.tar"))
     assert len(found) == 2
-    one, other = (example(entry, 20, 10) for entry in (found[1], expected))
+    one, other = (load_layout(entry, 20, 10) for entry in (found[1], expected))
     assert (one.caption, one.boxes, one.phrases) == (other.caption, other.boxes, other.phrases)
     assert bool((one.pixels == other.pixels).all())
 
@@ -76,18 +76,18 @@ def test_shards_give_the_same(coco):
         ("[]", "not layout data"),
         ("{}", "annotations"),
         ("no", "not layout data"),
-        ('{"images": [], "annotations": []}', "no picture"),
+        ('{"images": [], "annotations": []}', "no image has a box"),
     ],
 )
 def test_other_files_say_what_is_wrong(tmp_path, content, says):
     (tmp_path / "data.json").write_text(content)
     with pytest.raises(ValueError, match=says):
-        entries(str(tmp_path / "data.json"))
+        read_layouts(str(tmp_path / "data.json"))
     with pytest.raises(ValueError, match="no data file"):
-        entries(str(tmp_path / "other.json"))
+        read_layouts(str(tmp_path / "other.json"))
 
 
 def test_a_picture_that_cannot_be_read_is_named(coco):
     (coco / "one.png").write_bytes(b"nothing")
     with pytest.raises(ValueError, match=r"one.png cannot be read"):
-        example(entries(str(coco / "data.json"))[0], 20, 10)
+        load_layout(read_layouts(str(coco / "data.json"))[0], 20, 10)

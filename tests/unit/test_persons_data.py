@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from pack.lab.training.augmentation import Augmentation
-from pack.lab.training.persons_data import MARKER, entries, example
+from pack.lab.training.persons_data import MARKER, load_persons, read_persons
 from PIL import Image
 
 CAPTION = f"a man {MARKER} and a woman {MARKER} at home"
@@ -71,30 +71,30 @@ FORMS = {
 
 @pytest.mark.parametrize("form", FORMS)
 def test_a_mask_in_any_form_is_where_its_person_is(tmp_path, form):
-    (entry,) = entries(write(tmp_path, [FORMS[form](LEFT), FORMS[form](RIGHT)]))
+    (entry,) = read_persons(write(tmp_path, [FORMS[form](LEFT), FORMS[form](RIGHT)]))
     assert entry.caption == CAPTION and len(entry.persons) == 2
     for person, polygon in zip(entry.persons, (LEFT, RIGHT)):
-        np.testing.assert_array_equal(np.asarray(person.mask(80, 40)), mask_of(polygon))
+        np.testing.assert_array_equal(np.asarray(person.load_mask(Image.new("RGB", (80, 40)), "mask")), mask_of(polygon))
 
 
 def test_masks_are_files_too_and_the_crop_takes_them_along(tmp_path):
     for name, polygon in (("a.png", LEFT), ("b.png", RIGHT)):
         (tmp_path / name).write_bytes(png(mask_of(polygon)))
-    (entry,) = entries(write(tmp_path, [{"mask": "a.png"}, {"mask": "b.png"}]))
-    found = example(entry, side=40)  # of 80x40 the columns 20..60 are left
+    (entry,) = read_persons(write(tmp_path, [{"mask": "a.png"}, {"mask": "b.png"}]))
+    found = load_persons(entry, side=40)  # of 80x40 the columns 20..60 are left
     assert found.pixels.shape == (40, 40, 3) and found.masks.shape == (2, 40, 40)
     np.testing.assert_array_equal(found.masks[0].numpy() * 255, mask_of(LEFT)[:, 20:60])
     (picture, mask), _ = found.portraits
     assert picture.shape == (33, 21, 3) and mask.shape == (33, 21) and float(mask.min()) == 1, "the person as a whole"
     assert float(picture[..., 0].min()) == 1, "the part of the picture that the mask is on"
-    far = example(entries(write(tmp_path, [{"segmentation": [0, 4, 12, 4, 12, 36]}], f"a man {MARKER}"))[0], side=40)
+    far = load_persons(read_persons(write(tmp_path, [{"segmentation": [0, 4, 12, 4, 12, 36]}], f"a man {MARKER}"))[0], side=40)
     assert far.masks.max() == 0 and len(far.portraits) == 1, "cut away, but known"
 
 
 def test_polygons_follow_the_size_that_they_were_drawn_in(tmp_path):
     half = [edge / 2 for edge in RIGHT]
-    (entry,) = entries(write(tmp_path, [{"segmentation": [half]}], f"a woman {MARKER}", width=40, height=20))
-    np.testing.assert_array_equal(np.asarray(entry.persons[0].mask(80, 40)), mask_of(RIGHT))
+    (entry,) = read_persons(write(tmp_path, [{"segmentation": [half]}], f"a woman {MARKER}", width=40, height=20))
+    np.testing.assert_array_equal(np.asarray(entry.persons[0].load_mask(Image.new("RGB", (80, 40)), "mask")), mask_of(RIGHT))
 
 
 def test_shards_give_the_same(tmp_path):
@@ -105,53 +105,53 @@ def test_shards_give_the_same(tmp_path):
             info = tarfile.TarInfo(name)
             info.size = len(data)
             archive.addfile(info, io.BytesIO(data))
-    (entry,) = entries(str(tmp_path / "part-*.tar"))
-    np.testing.assert_array_equal(np.asarray(entry.persons[0].mask(80, 40)), mask_of(LEFT))
+    (entry,) = read_persons(str(tmp_path / "part-*.tar"))
+    np.testing.assert_array_equal(np.asarray(entry.persons[0].load_mask(Image.new("RGB", (80, 40)), "mask")), mask_of(LEFT))
 
 
 def test_captions_may_be_annotations_and_scenes_need_nothing_else(tmp_path):
     data = write(tmp_path, [{"segmentation": [LEFT]}, {"caption": f"a man {MARKER}"}], caption=None)
-    assert entries(data)[0].caption == f"a man {MARKER}"
+    assert read_persons(data)[0].caption == f"a man {MARKER}"
     data = write(tmp_path, [{"caption": "an empty street"}], caption=None)
-    assert [entry.caption for entry in entries(data, persons=False)] == ["an empty street"]
-    with pytest.raises(ValueError, match="no picture whose caption has a marker"):
-        entries(data)
+    assert [entry.caption for entry in read_persons(data, with_persons=False)] == ["an empty street"]
+    with pytest.raises(ValueError, match="no image has both a caption with a marker"):
+        read_persons(data)
 
 
 @pytest.mark.parametrize(
     "annotations, caption, says",
     [
-        ([{"segmentation": [LEFT]}], CAPTION, r"one\.png: its caption has 2 markers .* masks of 1 persons"),
+        ([{"segmentation": [LEFT]}], CAPTION, r"one\.png: its caption has 2 markers .* 1 persons have masks"),
         ([{"segmentation": [LEFT]}], "a man", "has 0 markers"),
         ([{"segmentation": [[1, 2, 3]]}], f"a man {MARKER}", "person 1: a polygon .* three or more corners"),
         ([{"segmentation": [[1, 2, "x", 4, 5, 6]]}], f"a man {MARKER}", "three or more corners"),
-        ([{"segmentation": {"size": [40, 80], "counts": [7]}}], f"a man {MARKER}", "7 pixels of a mask of 40 x 80"),
-        ([{"segmentation": {"counts": "a"}}], f"a man {MARKER}", "no run lengths"),
+        ([{"segmentation": {"size": [40, 80], "counts": [7]}}], f"a man {MARKER}", "7 pixels, the mask has 40 x 80"),
+        ([{"segmentation": {"counts": "a"}}], f"a man {MARKER}", "cannot be read as COCO.s run lengths"),
         ([{"mask": "gone.png"}], f"a man {MARKER}", r"names gone\.png, which is not in"),
         ([{"mask": "one.json"}], f"a man {MARKER}", r"names one\.json"),
     ],
 )
 def test_wrong_data_are_named_before_training(tmp_path, annotations, caption, says):
     with pytest.raises(ValueError, match=says):
-        entries(write(tmp_path, annotations, caption))
+        read_persons(write(tmp_path, annotations, caption))
 
 
 @pytest.mark.parametrize("content, says", [("[]", "not data of persons"), ("no", "not data of persons"), ("{}", "annotations")])
 def test_other_files_say_what_is_wrong(tmp_path, content, says):
     (tmp_path / "data.json").write_text(content)
     with pytest.raises(ValueError, match=says):
-        entries(str(tmp_path / "data.json"))
+        read_persons(str(tmp_path / "data.json"))
     with pytest.raises(ValueError, match="no data file"):
-        entries(str(tmp_path / "other.json"))
+        read_persons(str(tmp_path / "other.json"))
 
 
 def test_a_mask_that_is_empty_or_no_picture_is_named_when_it_is_read(tmp_path):
     (tmp_path / "a.png").write_bytes(png(np.zeros((40, 80), dtype=np.uint8)))
     (tmp_path / "b.png").write_bytes(b"nothing")
     for name, says in (("a.png", r"one\.png: the mask of person 1 is empty"), ("b.png", "the mask of person 1 cannot be read")):
-        (entry,) = entries(write(tmp_path, [{"mask": name}], f"a man {MARKER}"))
+        (entry,) = read_persons(write(tmp_path, [{"mask": name}], f"a man {MARKER}"))
         with pytest.raises(ValueError, match=says):
-            example(entry, 40)
+            load_persons(entry, 40)
 
 
 def test_portraits_are_zoomed_and_tinted_where_asked():

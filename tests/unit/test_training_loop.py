@@ -122,3 +122,49 @@ def test_sample_pictures_see_the_average_and_leave_the_training_alone(tmp_path):
         "watched", {"m": watched}, problem(watched), SCHEDULE, tmp_path, every={10: lambda _: seen.append(watched.weight.clone())}
     )
     assert torch.equal(plain.weight, watched.weight) and torch.equal(seen[-1], watched.weight)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(tmp_path):
+    model = line()
+
+    def breaks(step, rng):
+        return problem(model)(step, rng) * (float("nan") if step == 17 else 1.0)
+
+    with pytest.raises(ValueError, match=r"stopped at step 18, where the loss is nan.*line.ckpt of an earlier step is kept"):
+        fit("line", {"line": model}, breaks, SCHEDULE, tmp_path)
+    kept = torch.load(tmp_path / "line.ckpt", weights_only=True)
+    assert kept["step"] == 10 and all(bool(w.isfinite().all()) for w in kept["average"].values())
+
+
+def test_weights_that_overflow_are_not_written(tmp_path):
+    model = line()
+    schedule = dataclasses.replace(SCHEDULE, learning_rate=1e39, warmup=1, steps=1)
+    with pytest.raises(ValueError, match=r"a gradient or a weight is NaN or infinite. No checkpoint was written"):
+        fit("line", {"line": model}, problem(model), schedule, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_average_of_decay_zero_is_the_parameters(tmp_path):
+    model, seen = line(), []
+    schedule = dataclasses.replace(SCHEDULE, ema=0.0)
+    fit("line", {"line": model}, problem(model), schedule, tmp_path, every={30: lambda _: seen.append(model.weight.clone())})
+    kept = torch.load(tmp_path / "line.ckpt", weights_only=True)
+    assert torch.equal(kept["average"]["line.weight"], kept["modules"]["line"]["weight"]) and torch.equal(seen[0], model.weight)
+
+
+def test_the_first_checkpoint_of_ctrl_c_is_kept_and_the_exit_code_says_so(tmp_path, caplog):
+    from dataclasses import dataclass
+
+    from pack.lab.training.recipe import TrainingRecipe, run_recipe
+
+    @dataclass(frozen=True)
+    class Recipe(TrainingRecipe):
+        output: str
+
+    (tmp_path / "r.json").write_text(json.dumps({"output": str(tmp_path / "out")}))
+
+    def interrupted(recipe):
+        raise KeyboardInterrupt
+
+    assert run_recipe(Recipe, interrupted, tmp_path / "r.json") == 130
+    assert "The last checkpoint is kept" in caplog.text

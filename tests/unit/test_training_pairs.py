@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from pack.lab.training.pairs import find_pairs
+from pack.lab.training.paired_data import find_pairs
 from PIL import Image
 
 
@@ -21,7 +21,7 @@ def png(value, size=(6, 4)):
 def check(pairs):
     assert [Path(pair.name.rpartition(":")[2]).stem for pair in pairs] == ["a", "b"]
     for value, pair, text in zip((51, 102), pairs, ("a street", "")):
-        picture, coloured, caption = pair.load()
+        picture, coloured, caption = pair.load_colours()
         assert picture.shape == (4, 6, 3) and caption == text
         np.testing.assert_allclose(picture[..., 0], value / 255, atol=1e-6)
         np.testing.assert_allclose(coloured[..., 0], (value + 1) / 255, atol=1e-6)
@@ -50,10 +50,10 @@ def test_shards(tmp_path):
 
 
 def test_nothing_and_broken_files_are_named(tmp_path):
-    with pytest.raises(ValueError, match=r"holds no pairs. Give a folder with images/ and maps/"):
+    with pytest.raises(ValueError, match=r"where no images are found. Give a folder with images/ and maps/"):
         find_pairs(tmp_path)
     for folder in ("images", "maps"):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "a.png").write_bytes(b"no picture")
-    with pytest.raises(ValueError, match=r"a.png cannot be read as a picture"):
-        find_pairs(tmp_path)[0].load()
+    with pytest.raises(ValueError, match=r"a.png cannot be read as an image"):
+        find_pairs(tmp_path)[0].load_colours()
