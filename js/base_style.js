@@ -23,7 +23,6 @@ const CSS = `
 .exb .exb-tool input { position: absolute; inset: -1px; margin: 0; padding: 0; background: none; border: 0; border-radius: 5px; cursor: pointer; }
 .exb .exb-tool input:disabled { cursor: default; }
 .exb-space { flex: 1; }
-.exb-gap { width: 6px; }
 .exb-status { flex: none; min-height: 16px; padding: 0 2px; color: var(--descrip-text, #999); overflow-wrap: anywhere; user-select: text; }
 .exb-status.exb-error { color: var(--error-text, #ff4444); }
 @media (pointer: coarse) {

@@ -56,7 +56,7 @@ function painterWidget(node, name, inputData) {
   after(node, "onRemoved", () => panel.destroy());
   passToCanvas(panel.root, ".exp-list", (event) => panel.stage.wheel(event));
   widget.value = inputData[1]?.default ?? "";
-  return { widget, minWidth: 440, minHeight: 780 };
+  return { widget, minWidth: 500, minHeight: 780 };
 }
 
 app.registerExtension({

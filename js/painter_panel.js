@@ -66,11 +66,10 @@ export class Panel {
     };
     this.brush = this.range("brushSize", (value) => this.resizeBrush(SIZES[0] * (SIZES[1] / SIZES[0]) ** (value / STEPS) / this.diameter));
     this.cover = this.range("opacity", (value) => this.setOpacity(value / STEPS));
-    const gap = () => element("span", "exb-gap");
     const { undo, redo, clear, fit, image, noImage, imageSize, adopt, save } = Object.fromEntries(
       Object.entries(this.buttons).map(([name, { holder }]) => [name, holder]),
     );
-    const row = [...TOOLS.map((name) => this.tools[name].holder), this.brush.root, gap(), undo, redo, clear];
+    const row = [...TOOLS.map((name) => this.tools[name].holder), this.brush.root, undo, redo, clear];
     row.push(element("span", "exb-space"), fit, image, noImage, imageSize, this.cover.root, adopt, save);
     this.toolbar = element("div", "exb-tools", { role: "toolbar", "aria-label": words("tools") }, row);
     this.status = element("div", "exb-status", { role: "status" });

@@ -25,7 +25,7 @@ const CSS = `
 .exp-range { display: inline-flex; align-items: center; gap: 5px; height: 24px; padding: 0 6px; border-radius: 5px;
   background: var(--comfy-input-bg, #222); }
 .exp-range svg { width: 14px; height: 14px; fill: none; stroke: currentColor; stroke-width: 1.5; }
-.exp-range input { width: 64px; margin: 0; accent-color: var(--p-primary-color, #60a5fa); }
+.exp-range input { width: 58px; margin: 0; accent-color: var(--p-primary-color, #60a5fa); }
 .exp-range output { min-width: 26px; text-align: right; font-variant-numeric: tabular-nums; }
 .exp-classes { flex: 2 1 120px; min-height: 104px; min-width: 0; display: flex; flex-direction: column; gap: 5px; }
 .exp-pick { display: flex; gap: 4px; align-items: center; }
