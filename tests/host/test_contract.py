@@ -495,5 +495,5 @@ def test_a_model_without_text_attention_is_named(sd15):
 
     stranger = sd15.clone()
     stranger.add_object_patch("diffusion_model", Flux())
-    with pytest.raises(ValueError, match="no text cross-attention"):
+    with pytest.raises(ValueError, match="which is not supported"):
         layout(stranger)

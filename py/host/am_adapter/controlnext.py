@@ -200,7 +200,8 @@ def _place(model: Any) -> tuple[int, int]:
     found = first_halving(model.get_model_object("diffusion_model"))
     if found is None:
         raise ValueError(
-            f"{NODE}: this MODEL is {hooks.model_name(model)}, which has no UNet. Load a Stable Diffusion 1.5 checkpoint."
+            f"{NODE}: this MODEL is {hooks.model_name(model)}, which has no UNet. Load a Stable Diffusion 1.5 checkpoint, or "
+            "use a ControlNet that was made for this model."
         )
     return found
 

@@ -21,6 +21,7 @@ from ...ifadapter.regional import Settings, instance_mask
 from ...semantic.masks import mask_of_classes
 from ...semantic.semantic_map import SemanticMap
 from ..grids import Rows, batch_error
+from ..inputs import check_image, check_number
 from ..joint import families
 from ..joint.apply import install
 from ..joint.contribution import Contribution
@@ -73,10 +74,8 @@ def apply(
         ValueError: before sampling: a MODEL without references, no region, no VAE, or references that cannot be counted.
     """
     families.require_references(model, NODE)
-    if not 0.0 <= strength <= 1.0:  # also refuses NaN
-        raise ValueError(f"{NODE}: strength is {strength}; it must be a number from 0 to 1.")
-    if not 0.01 <= megapixels <= 16.0:
-        raise ValueError(f"{NODE}: megapixels is {megapixels}; it must be a number from 0.01 to 16.")
+    strength = check_number(strength, NODE, "strength", 0.0, 1.0)
+    megapixels = check_number(megapixels, NODE, "megapixels", 0.01, 16.0)
     if not regions:
         raise ValueError(
             f"{NODE}: there is no reference image. Connect instances with a reference on each, or references with masks or a semantic_map."
@@ -145,14 +144,9 @@ def _count_references(conditioning: Any, name: str) -> int:
 
 def _encode(vae: Any, region: Instance, megapixels: float) -> Tensor:
     """The latent of a region's reference, at most so large, with sides that are whole patches."""
-    image: Tensor = region.reference  # type: ignore[assignment]
-    if image.ndim != 4 or image.shape[-1] < 3 or not bool(image.isfinite().all()):
-        raise ValueError(
-            f"{NODE}: the reference of {short(region.phrase)} has shape {tuple(image.shape)}, or contains NaN or infinite values. Connect an "
-            "IMAGE."
-        )
+    image = check_image(region.reference, NODE, f"the reference of {short(region.phrase)}")
     height, width = image.shape[1:3]
     factor = min(1.0, (megapixels * 1e6 / (height * width)) ** 0.5)
     size = [max(MULTIPLE, round(side * factor / MULTIPLE) * MULTIPLE) for side in (width, height)]
-    pixels = comfy.utils.common_upscale(image[:1, ..., :3].movedim(-1, 1), *size, "area", "disabled").movedim(1, -1)
+    pixels = comfy.utils.common_upscale(image[:1].movedim(-1, 1), *size, "area", "disabled").movedim(1, -1)
     return vae.encode(pixels)

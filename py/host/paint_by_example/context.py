@@ -245,7 +245,8 @@ def apply(
         return model
     if tuple(getattr(model.model, "concat_keys", ())) != CONCAT_KEYS:
         raise ValueError(
-            f"{NODE}: this MODEL ({hooks.model_name(model)}) is not Paint by Example's. Connect the one of Load Paint by Example."
+            f"{NODE}: this MODEL ({hooks.model_name(model)}) is not Paint by Example's. Connect the one of Load Paint by Example. "
+            "For fill and edit models use Prepare and Stitch without this node."
         )
     if vae is None:
         raise ValueError(f"{NODE}: the VAE input is empty. Connect the one that Prepare uses.")
