@@ -15,8 +15,13 @@ def test_spans_follow_one_another():
     layout = Layout((3, 2), (2, 4), (5, 1), padding=3)
     assert layout.text_spans() == [Span(0, 3), Span(3, 5)]
     assert layout.cells == Span(5, 13)
-    assert layout.reference_spans() == [Span(13, 18), Span(18, 19)]
+    assert layout.reference_tokens() == [slice(13, 18), slice(18, 19)]
     assert layout.padding_span == Span(19, 22) and layout.total == 22
+
+
+def test_references_side_by_side_are_found_by_their_owners():
+    layout = Layout((3,), (1, 2), (4, 2, 2), reference_owners=(0, 0, 1, 2, 0, 0, 1, 2))
+    assert layout.reference_tokens() == [[5, 6, 9, 10], [7, 11], [8, 12]]
 
 
 def test_calls_are_found_by_their_number_of_tokens():
