@@ -335,8 +335,9 @@ def test_a_models_own_reference_tokens_are_counted_by_the_model():
     base = type(model.model)
 
     class WithRows(base):
-        def reference_tokens(self, latent, conditions):
-            return [reference.shape[-2] * reference.shape[-1] for reference in conditions.get("ref_latents") or ()]
+        def reference_owners(self, latent, conditions):
+            references = conditions.get("ref_latents") or ()
+            return [index for index, reference in enumerate(references) for _ in range(reference.shape[-2] * reference.shape[-1])]
 
         def extra_conds(self, **kwargs):
             import comfy.conds
