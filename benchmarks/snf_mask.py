@@ -1,8 +1,8 @@
-"""What noise fusion adds to a step at 128 x 128 latent cells (1024 x 1024 pixels), in processor time on one thread.
+"""What noise fusion adds to a step at 128 x 128 latent pixels (1024 x 1024 pixels), in processor time on one thread.
 
     python -P benchmarks/snf_mask.py [--quick]
 
-The textbook form is the published one, its size made free: every channel pooled, resized and averaged, the mean repeated to all channels,
+The textbook form is the published one for any size: every channel pooled, resized and averaged, the mean repeated to all channels,
 two softmaxes over space, a stack, an argmax, a gather. Processor time, so that other programs do not count.
 """
 
@@ -20,9 +20,9 @@ if "pack" not in sys.modules:
     import conftest  # noqa: F401  puts the pack under its name
 
 from pack.benchmarks.measure import at_most, milliseconds, one_thread, ratio, show
-from pack.py.snf.fusion import Prediction, Settings, blend, saliency_mask
+from pack.py.snf.fusion import MaskSettings, fuse, guidance_response, saliency_shares
 
-CELLS = 128
+SIDE = 128
 MOST_MS = 5.0
 
 
@@ -32,26 +32,26 @@ def figures(quick: bool) -> Iterator[dict]:
 
 
 def _figures(repeats: int) -> Iterator[dict]:
-    branches = torch.randn(4, 1, 4, CELLS, CELLS, generator=torch.Generator().manual_seed(0))
-    pair = [Prediction(branches[0], branches[1], 5.0), Prediction(branches[2], branches[3], 5.0)]
-    response_t, response_s = (5.0 * (p.full - p.base) for p in pair)
-    size = f"{CELLS} x {CELLS} cells"
+    branches = torch.randn(4, 1, 4, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
+    response_t, response_s = 5.0 * (branches[1] - branches[0]), 5.0 * (branches[3] - branches[2])
+    size = f"{SIDE} x {SIDE} latent pixels"
 
-    mask = milliseconds(lambda: saliency_mask(response_t, response_s), repeats)
+    mask = milliseconds(lambda: saliency_shares([response_t, response_s]), repeats)
     yield at_most(f"noise fusion mask, {size}", mask, "ms", MOST_MS)
     yield ratio(
-        "noise fusion mask, textbook form / ours", milliseconds(lambda: _textbook_mask(response_t, response_s), repeats) / mask
+        "noise fusion mask, textbook form / Exemplary",
+        milliseconds(lambda: _textbook_mask(response_t, response_s), repeats) / mask,
     )
-    step = milliseconds(lambda: blend(pair, sigma=3.0), repeats)
-    yield at_most(f"noise fusion, everything of a step, {size}", step, "ms", MOST_MS)
-    yield ratio("noise fusion, textbook step / ours", milliseconds(lambda: _textbook_step(*branches), repeats) / step)
+    step = milliseconds(lambda: _step(*branches), repeats)
+    yield at_most(f"noise fusion, a whole step, {size}", step, "ms", MOST_MS)
+    yield ratio("noise fusion, textbook step / Exemplary", milliseconds(lambda: _textbook_step(*branches), repeats) / step)
 
     for what, settings in (
-        ("soft", Settings(softness=0.5)),
-        ("gaussian", Settings(smoothing="gaussian")),
-        ("per channel", Settings(per_channel=True)),
+        ("soft", MaskSettings(softness=0.5)),
+        ("gaussian", MaskSettings(smoothing="gaussian")),
+        ("per channel", MaskSettings(per_channel=True)),
     ):
-        cost = milliseconds(lambda: saliency_mask(response_t, response_s, settings), repeats)
+        cost = milliseconds(lambda: saliency_shares([response_t, response_s], settings), repeats)
         yield {"name": f"noise fusion mask, {what}", "value": cost, "unit": "ms", "target": "-", "ok": True}
 
 
@@ -65,6 +65,12 @@ def _textbook_mask(response_t: torch.Tensor, response_s: torch.Tensor) -> torch.
         return omega.reshape(b, c, h * w).softmax(dim=-1).reshape(b, c, h, w)
 
     return torch.stack([saliency(response_t), saliency(response_s)]).argmax(dim=0)
+
+
+def _step(scene_null, scene_text, subject_text, subject_aug, guidance: float = 5.0, sigma: float = 3.0) -> torch.Tensor:
+    models = (scene_null, scene_text), (subject_text, subject_aug)
+    shares = saliency_shares([guidance_response(full, base, guidance, sigma) for base, full in models])
+    return fuse([base + (full - base) * guidance for base, full in models], shares)
 
 
 def _textbook_step(scene_null, scene_text, subject_text, subject_aug, guidance: float = 5.0) -> torch.Tensor:

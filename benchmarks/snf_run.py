@@ -22,7 +22,8 @@ import comfy.samplers
 import torch
 from pack.benchmarks.ifadapter_weight_free import FullSD15
 from pack.benchmarks.measure import at_most, one_thread, show
-from pack.py.host.snf.guider import FusionGuider, Subject
+from pack.py.host.snf.guider import FusionGuider
+from pack.py.host.snf.run import Subject
 from pack.py.snf.schedule import Stages
 from tiny import conditioning, tiny_model  # on the path since the import above
 

@@ -1,18 +1,21 @@
-"""A person's model and a scene's model in one sampling run (Face-diffuser's noise fusion, arXiv 2311.10329)."""
+"""A subject model and a scene model in one sampling run (Face-diffuser's noise fusion, arXiv 2311.10329)."""
 
 from __future__ import annotations
 
 from comfy_api.latest import io
 
 from ..py.host import folders
-from ..py.host.snf import guider as host
+from ..py.host.snf import guider as fusion
 from ..py.host.snf import sampler as sampling
 from ..py.host.snf import subjects
 from ..py.host.snf.preview import draw_record
-from ..py.snf.fusion import SMOOTHING, Settings
+from ..py.host.snf.run import Subject
+from ..py.snf.fusion import SMOOTHING, MaskSettings
 from ..py.snf.schedule import Stages
 from .types import SubjectFuserType
 from .widgets import advanced
+
+CATEGORY = "exemplary/SNF"
 
 
 def _cfg(name: str, tooltip: str) -> io.Float.Input:
@@ -21,13 +24,23 @@ def _cfg(name: str, tooltip: str) -> io.Float.Input:
 
 def _bounds() -> list[io.Input]:
     start = (
-        "Where in the sampling the subject model joins, 0 to 1. Before it, the scene model alone lays out the picture. "
-        "Lower it if the person is not recognised."
+        "When the subject model starts to act, as a fraction of the sampling. Before it, only the scene model is used and decides "
+        "the layout. Lower it if the person is not recognisable."
     )
-    end = "Where the subject model goes on alone, 0 to 1. 1: never; the scene model has a say to the end."
+    end = "When the scene model stops and only the subject model is used, as a fraction of the sampling. 1: never."
     return [
         io.Float.Input("start_percent", default=0.31, min=0.0, max=1.0, step=0.01, tooltip=start),
         io.Float.Input("end_percent", default=0.61, min=0.0, max=1.0, step=0.01, tooltip=end),
+    ]
+
+
+def _scene_inputs(optional: bool) -> list[io.Input]:
+    return [
+        io.Model.Input(
+            "model", optional=optional, tooltip="The scene model: any checkpoint with the same latents as the subject model."
+        ),
+        io.Conditioning.Input("positive", optional=optional, tooltip="The prompt of the scene model, without markers."),
+        io.Conditioning.Input("negative", optional=optional, tooltip="The negative prompt of the scene model."),
     ]
 
 
@@ -35,25 +48,31 @@ def _subject_inputs() -> list[io.Input]:
     return [
         io.Model.Input(
             "subject_model",
-            tooltip="Knows the person: from Load Subject Model, or any MODEL, such as one with a LoRA or an IPAdapter.",
+            tooltip=(
+                "The model that draws the subject: from Load Subject Model, or any MODEL, such as one with a LoRA, an IPAdapter or "
+                "reference latents."
+            ),
         ),
         io.Conditioning.Input(
-            "subject_positive", tooltip="The prompt with the person: from Subject Encode, or with the trigger word of a LoRA."
+            "subject_positive",
+            tooltip="The prompt with the subject: from Subject Encode, or with the trigger word of a LoRA, or with reference latents.",
         ),
         io.Conditioning.Input(
             "subject_text",
-            tooltip="The same prompt without the person. What differs from it decides where the subject model works.",
+            tooltip="The same prompt without the subject. The difference between the two decides where the subject model is used.",
         ),
     ]
 
 
 def _masks() -> list[io.Input]:
     return [
-        io.Mask.Input("force_mask", optional=True, tooltip="Where the subject model must draw while both work."),
+        io.Mask.Input(
+            "force_mask", optional=True, tooltip="Area in which only the subject model is used while both models are active."
+        ),
         io.Mask.Input(
             "forbid_mask",
             optional=True,
-            tooltip="Where the subject model must not draw. The scene model is then asked there to the end.",
+            tooltip="Area in which the subject model is never used. The scene model stays active there to the end.",
         ),
     ]
 
@@ -64,14 +83,17 @@ class ExemplaryLoadSubjectModel(io.ComfyNode):
         return io.Schema(
             node_id="ExemplaryLoadSubjectModel",
             display_name="Load Subject Model",
-            category="exemplary/subject",
+            category=CATEGORY,
             description=(
-                "A model that draws persons from pictures of them: Face-diffuser (SDM) or FastComposer, both for "
-                "Stable Diffusion 1.5, or the "
-                "small one that ships for the playground. The file is recognised by what is in it."
+                "Loads a model that draws persons from reference images: Face-diffuser (SDM) or FastComposer, both for Stable "
+                "Diffusion 1.5, or the small model for the playground that ships with the pack. The kind is detected from the weights."
             ),
             inputs=[
-                io.Combo.Input("file", options=folders.files(subjects.FOLDER), tooltip="From models/face_diffuser, or shipped."),
+                io.Combo.Input(
+                    "file",
+                    options=folders.files(subjects.FOLDER),
+                    tooltip="File in models/face_diffuser, or one that ships with the pack.",
+                ),
             ],
             outputs=[
                 io.Model.Output(display_name="model"),
@@ -91,34 +113,38 @@ class ExemplarySubjectEncode(io.ComfyNode):
         return io.Schema(
             node_id="ExemplarySubjectEncode",
             display_name="Subject Encode",
-            category="exemplary/subject",
-            description="A prompt with persons in it, who are known from pictures. Write <|image|> behind the word of each person.",
+            category=CATEGORY,
+            description="Encodes a prompt with persons from reference images. Write <|image|> behind the word of each person.",
             is_input_list=True,
             inputs=[
-                io.Clip.Input("clip", tooltip="CLIP of a Stable Diffusion 1.5 checkpoint (or of the playground)."),
+                io.Clip.Input("clip", tooltip="CLIP of a Stable Diffusion 1.5 checkpoint, or of the playground."),
                 io.ClipVision.Input(
-                    "clip_vision", tooltip="The image encoder from Load Subject Model; an ordinary one does not fit."
+                    "clip_vision", tooltip="The image encoder from Load Subject Model. Other CLIP vision models do not fit."
                 ),
-                SubjectFuserType.Input("fuser", tooltip="From Load Subject Model."),
+                SubjectFuserType.Input("fuser", tooltip="The network from Load Subject Model that fuses images with words."),
                 io.String.Input(
                     "prompt",
                     multiline=True,
                     default="a person <|image|> in a park",
-                    tooltip="<|image|> behind the word of each person. Weights like (word:1.2) are read as plain text.",
+                    tooltip=(
+                        "The prompt, with <|image|> (or <A*>) behind the word of each person. Weights like (word:1.2) have no effect."
+                    ),
                 ),
                 io.Image.Input(
                     "images",
-                    tooltip="One picture a marker, as a batch or a list. In a list, a batch holds several pictures of one person.",
+                    tooltip=(
+                        "Reference images, one per marker, as a batch or a list. In a list, the images of one batch show one person."
+                    ),
                 ),
                 io.Combo.Input(
                     "fill",
                     options=list(subjects.FILLS),
                     default=subjects.FILLS[0],
-                    tooltip=(
-                        "What surrounds the person where there is a mask. Noise is what the published models were trained with."
-                    ),
+                    tooltip="Fills the reference image outside of its mask. The published models were trained with noise.",
                 ),
-                io.Mask.Input("masks", optional=True, tooltip="Where the person is in each picture; it is cropped to it."),
+                io.Mask.Input(
+                    "masks", optional=True, tooltip="The area of the person in each image. The image is cropped to it."
+                ),
             ],
             outputs=[io.Conditioning.Output(display_name="subject"), io.Conditioning.Output(display_name="text")],
         )
@@ -133,28 +159,26 @@ class ExemplarySNFGuider(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="ExemplarySNFGuider",
-            display_name="SNF Guider",
-            category="exemplary/subject",
+            display_name="Subject Fusion Guider (SNF)",
+            category=CATEGORY,
             description=(
-                "A scene model and a subject model share one sampling run: first the scene alone, then at each place "
-                "the model whose guidance "
-                "acts there more, at last the subject alone (Face-diffuser's saliency-adaptive noise fusion). For "
-                "SamplerCustomAdvanced. "
-                "Chain several for several persons."
+                "Samples one image with a scene model and a subject model: first only the scene model, then at each latent pixel the "
+                "model with the stronger guidance, at the end only the subject model (Face-diffuser's saliency-adaptive noise fusion). "
+                "For SamplerCustomAdvanced. Chain several guiders for several subjects."
             ),
             inputs=[
                 *_subject_inputs(),
-                _cfg("cfg", "Guidance of the scene model."),
-                _cfg("subject_cfg", "Guidance of the subject model, from the prompt without the person to the one with."),
+                _cfg("cfg", "Guidance scale of the scene model."),
+                _cfg(
+                    "subject_cfg", "Guidance scale of the subject model, from the prompt without the subject to the one with it."
+                ),
                 *_bounds(),
                 advanced(
                     io.Combo.Input(
                         "smoothing",
                         options=list(SMOOTHING),
                         default=SMOOTHING[0],
-                        tooltip=(
-                            "How the maps of the two models are smoothed before they are compared. Average is the published way."
-                        ),
+                        tooltip="Smoothing of the two saliency maps before they are compared. The published code uses average.",
                     )
                 ),
                 advanced(
@@ -164,7 +188,7 @@ class ExemplarySNFGuider(io.ComfyNode):
                         min=0.1,
                         max=16.0,
                         step=0.1,
-                        tooltip="Of the gaussian smoothing, in latent cells of 8 pixels.",
+                        tooltip="Standard deviation of the gaussian smoothing, in latent pixels (8 image pixels).",
                     )
                 ),
                 advanced(
@@ -174,11 +198,13 @@ class ExemplarySNFGuider(io.ComfyNode):
                         min=0.0,
                         max=10.0,
                         step=0.05,
-                        tooltip="0: each place belongs to one model, as published. Above: places are shared, the more the higher.",
+                        tooltip="0: each latent pixel uses one model, as published. Higher values blend the models more.",
                     )
                 ),
                 advanced(
-                    io.Boolean.Input("per_channel", default=False, tooltip="Compare the models in each latent channel by itself.")
+                    io.Boolean.Input(
+                        "per_channel", default=False, tooltip="Compare the models separately in each latent channel."
+                    )
                 ),
                 advanced(
                     io.Float.Input(
@@ -187,7 +213,7 @@ class ExemplarySNFGuider(io.ComfyNode):
                         min=0.0,
                         max=100.0,
                         step=0.1,
-                        tooltip="How sharply the maps are weighed. 0: the guidance of each model, as published.",
+                        tooltip="Sharpness of the saliency maps. 0 uses the guidance scale of each model, as published.",
                     )
                 ),
                 advanced(
@@ -198,31 +224,27 @@ class ExemplarySNFGuider(io.ComfyNode):
                         max=100.0,
                         step=0.1,
                         tooltip=(
-                            "Above 1 the subject model follows its prompt, and avoids subject_negative, more; this costs a "
-                            "third evaluation. 1 is as published."
+                            "Guidance scale of the subject model from subject_negative to its prompt, at the cost of a third "
+                            "evaluation. 1: off, as published."
                         ),
                     )
                 ),
                 advanced(
-                    io.Boolean.Input("preview_overlay", default=False, tooltip="Lay the map over the preview while sampling.")
+                    io.Boolean.Input("preview_overlay", default=False, tooltip="Show the mask over the preview while sampling.")
                 ),
-                io.Model.Input(
-                    "model", optional=True, tooltip="The scene model: any checkpoint with the same latents as the subject model."
-                ),
-                io.Conditioning.Input("positive", optional=True, tooltip="The prompt for the scene model, without markers."),
-                io.Conditioning.Input("negative", optional=True, tooltip="The negative prompt of the scene model."),
+                *_scene_inputs(optional=True),
                 io.Guider.Input(
                     "guider",
                     optional=True,
                     tooltip=(
-                        "Another SNF Guider, instead of model, positive and negative: its scene and subjects stay, and "
-                        "this subject is added."
+                        "Another Subject Fusion Guider (SNF), instead of model, positive and negative: this subject is added to its "
+                        "scene and subjects."
                     ),
                 ),
                 io.Conditioning.Input(
                     "subject_negative",
                     optional=True,
-                    tooltip="A negative prompt for the subject model; only used if text_guidance is not 1.",
+                    tooltip="The negative prompt of the subject model. Used only if text_guidance is not 1.",
                 ),
                 *_masks(),
             ],
@@ -254,7 +276,7 @@ class ExemplarySNFGuider(io.ComfyNode):
         force_mask=None,
         forbid_mask=None,
     ) -> io.NodeOutput:
-        subject = host.Subject(
+        subject = Subject(
             subject_model,
             subject_positive,
             subject_text,
@@ -265,8 +287,8 @@ class ExemplarySNFGuider(io.ComfyNode):
             force_mask,
             forbid_mask,
         )
-        settings = Settings(smoothing, gaussian_sigma, softness, per_channel, saliency_scale or None)
-        return io.NodeOutput(host.guider_of(subject, settings, preview_overlay, model, positive, negative, cfg, guider))
+        settings = MaskSettings(smoothing, gaussian_sigma, softness, per_channel, saliency_scale or None)
+        return io.NodeOutput(fusion.build_guider(subject, settings, preview_overlay, model, positive, negative, cfg, guider))
 
 
 class ExemplarySNFSampler(io.ComfyNode):
@@ -274,27 +296,33 @@ class ExemplarySNFSampler(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="ExemplarySNFSampler",
-            display_name="SNF Sampler",
-            category="exemplary/subject",
+            display_name="Subject Fusion Sampler (SNF)",
+            category=CATEGORY,
             description=(
-                "A scene model and a subject model share one sampling run, all in one node: SNF Guider with a KSampler's inputs."
+                "Samples one image with a scene model and a subject model, all in one node: Subject Fusion Guider (SNF) with the "
+                "inputs of KSampler."
             ),
             inputs=[
-                io.Model.Input("model", tooltip="The scene model: any checkpoint with the same latents as the subject model."),
-                io.Conditioning.Input("positive", tooltip="The prompt for the scene model, without markers."),
-                io.Conditioning.Input("negative", tooltip="The negative prompt of the scene model."),
+                *_scene_inputs(optional=False),
                 *_subject_inputs(),
                 io.Latent.Input("latent_image", tooltip="The latent to denoise."),
                 io.Int.Input(
-                    "seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=True, tooltip="Of the noise."
+                    "seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=True, tooltip="Seed for the noise."
                 ),
-                io.Int.Input("steps", default=30, min=1, max=10000, tooltip="The number of steps of the sampler."),
-                _cfg("cfg", "Guidance of the scene model."),
-                _cfg("subject_cfg", "Guidance of the subject model, from the prompt without the person to the one with."),
-                io.Combo.Input("sampler_name", options=sampling.SAMPLERS, default="euler", tooltip="Any sampler."),
-                io.Combo.Input("scheduler", options=sampling.SCHEDULERS, default="normal", tooltip="Any scheduler."),
+                io.Int.Input("steps", default=30, min=1, max=10000, tooltip="Number of sampling steps."),
+                _cfg("cfg", "Guidance scale of the scene model."),
+                _cfg(
+                    "subject_cfg", "Guidance scale of the subject model, from the prompt without the subject to the one with it."
+                ),
+                io.Combo.Input("sampler_name", options=sampling.SAMPLERS, default="euler", tooltip="The sampling algorithm."),
+                io.Combo.Input("scheduler", options=sampling.SCHEDULERS, default="normal", tooltip="The noise schedule."),
                 io.Float.Input(
-                    "denoise", default=1.0, min=0.0, max=1.0, step=0.01, tooltip="How much of the given latent is drawn anew."
+                    "denoise",
+                    default=1.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="Strength of denoising. Below 1 the result keeps more of latent_image.",
                 ),
                 *_bounds(),
                 *_masks(),
@@ -324,7 +352,7 @@ class ExemplarySNFSampler(io.ComfyNode):
         force_mask=None,
         forbid_mask=None,
     ) -> io.NodeOutput:
-        subject = host.Subject(
+        subject = Subject(
             subject_model,
             subject_positive,
             subject_text,
@@ -333,7 +361,7 @@ class ExemplarySNFSampler(io.ComfyNode):
             force=force_mask,
             forbid=forbid_mask,
         )
-        guider = host.FusionGuider(model, positive, negative, cfg, [subject])
+        guider = fusion.FusionGuider(model, positive, negative, cfg, [subject], node=sampling.NODE)
         return io.NodeOutput(sampling.sample(guider, latent_image, seed, steps, sampler_name, scheduler, denoise), guider)
 
 
@@ -343,16 +371,19 @@ class ExemplarySaliencyPreview(io.ComfyNode):
         return io.Schema(
             node_id="ExemplarySaliencyPreview",
             display_name="Saliency Preview",
-            category="exemplary/subject",
+            category=CATEGORY,
             description=(
-                "Which model drew which place: the map of each evaluation, all of them as a strip, and how much of the "
-                "picture each model had."
+                "Shows which model was used in which part of the image: the mask of each evaluation, a labelled grid of those in which "
+                "the models were fused, and a plot of each model's share."
             ),
             inputs=[
-                io.Guider.Input("guider", tooltip="The SNF Guider, or the guider output of the SNF Sampler."),
-                io.Latent.Input("latent", tooltip="The sampler's result, so that this node runs after it."),
-                io.Int.Input("picture", default=1, min=1, max=4096, tooltip="Which picture of the batch, from 1."),
-                io.Image.Input("image", optional=True, tooltip="Drawn below the maps, such as the finished picture."),
+                io.Guider.Input(
+                    "guider",
+                    tooltip="The Subject Fusion Guider (SNF), or the guider output of the Subject Fusion Sampler (SNF).",
+                ),
+                io.Latent.Input("latent", tooltip="The sampler's result. Makes this node run after the sampler."),
+                io.Int.Input("picture", default=1, min=1, max=4096, tooltip="Number of the image in the batch, from 1."),
+                io.Image.Input("image", optional=True, tooltip="Image to show below the masks, such as the decoded result."),
             ],
             outputs=[
                 io.Image.Output(display_name="maps"),

@@ -112,6 +112,17 @@ def unreadable(name: str, reason: str, remedy: str = AGAIN) -> WeightFileError:
     return WeightFileError(f"{name} cannot be read as weights: {reason}. {remedy}")
 
 
+def check_values(tensors: Mapping[str, Tensor], name: str) -> None:
+    """Raise a WeightFileError unless all weights are finite floating point numbers. `name` begins the message."""
+    for key, tensor in tensors.items():
+        if not tensor.is_floating_point():
+            kind = str(tensor.dtype).removeprefix("torch.")
+            raise WeightFileError(f"{name}: the weight {key!a} has values of type {kind}; weights are floating point. {AGAIN}")
+        values = tensor.half() if tensor.element_size() == 1 else tensor
+        if not bool(values.sum(dtype=torch.promote_types(values.dtype, torch.float32)).isfinite()):
+            raise WeightFileError(f"{name}: the weight {key!a} contains NaN or infinite values, so the file is damaged. {AGAIN}")
+
+
 def _container(path: Path, head: bytes, size: int) -> str:
     """ "safetensors", "zip" or "pickle". Raises WeightFileError for everything else."""
     if size == 0:

@@ -95,7 +95,7 @@ def train_subject(folder: Path) -> None:
     nets = subject_networks.playground_networks(finished_encoder())
     subject.train(nets, folder)
     layers = image_encoder.CONFIG["num_hidden_layers"]
-    state = snf_checkpoint.changes_file(
+    state = snf_checkpoint.join_partial(
         {key: value for key, value in nets.unet.state_dict().items() if is_trained(key)},
         {key: value for key, value in nets.tower.state_dict().items() if is_trained_in_encoder(key, layers)},
         nets.postfuse.state_dict(),

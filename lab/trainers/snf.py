@@ -26,10 +26,10 @@ from ...py.snf.training import (
     LOCALISATION,
     TRAINED_LAYERS,
     Drops,
-    fused_batch,
+    fuse_batch,
     is_trained,
     is_trained_in_encoder,
-    region_of_loss,
+    loss_region,
     subject_loss,
 )
 from ..training.augmentation import Augmentation
@@ -217,10 +217,10 @@ class SubjectNetworks:
             layers = len(self.vision.model.vision_model.encoder.layers)
             unet = {k: v for k, v in unet.items() if self.everything or is_trained(k)}
             tower = {k: v for k, v in tower.items() if is_trained_in_encoder(k, layers)}
-            state = checkpoint.changes_file(unet, tower, postfuse)
+            state = checkpoint.join_partial(unet, tower, postfuse)
         else:
             unet = {self.names[key]: value for key, value in unet.items()}
-            state = checkpoint.parts_file(checkpoint.SubjectParts(unet, tower, postfuse, self.postfuse.width))
+            state = checkpoint.join_checkpoint(checkpoint.SubjectParts(unet, tower, postfuse, self.postfuse.width))
         save_weights(path, state, {"base": PLAYGROUND} if self.names is None else None)
 
 
@@ -248,7 +248,7 @@ def subject_step(
 ) -> Callable[[int, torch.Generator], Tensor]:
     """The loss of a batch by its number. Raises ValueError for captions whose markers are wrong, before the first step."""
     base, schedule = nets.base, nets.base.noise_schedule(recipe.timestep_density, recipe.snr_gamma)
-    texts = [subjects.marked(base.clip, entry.caption, f"{TRAINER}: {entry.name}") for entry in data]
+    texts = [subjects.find_persons(base.clip, entry.caption, f"{TRAINER}: {entry.name}") for entry in data]
     drops = Drops(recipe.caption_drop, recipe.person_drop, recipe.masked)
     side = getattr(nets.vision, "image_size", 224)
     predict_attended = predict_and_record(nets.unet)
@@ -268,15 +268,17 @@ def subject_step(
         for row, (example, chosen_row) in enumerate(zip(examples, chosen)):
             for column, (portrait, mask) in enumerate(example.portraits):
                 rows[row, column], positions[row, column] = len(squares), texts[chosen_row][1][column]
-                squares.append(subjects.squared(subjects.outline(portrait, mask, "noise", rng=rng), side).movedim(-1, 0))
+                squares.append(
+                    subjects.pad_to_square(subjects.crop_to_mask(portrait, mask, "noise", rng=rng), side).movedim(-1, 0)
+                )
             small = F.interpolate(example.masks[None], size=masks.shape[-2:], mode="area")[0]
             masks[row, : len(small)] = small
         no_caption, used, masked = drops.draw(masks.flatten(2).amax(dim=-1) > 0, rng)
         text, _ = base.conditions([texts[row][0] for row in chosen], no_caption, recipe.resolution)
-        region = region_of_loss(masks, masked).to(base.device)
+        region = loss_region(masks, masked).to(base.device)
         rows, positions, masks, used = (each.to(base.device) for each in (rows, positions, masks, used))
         embeds = nets.embeds(AUGMENTATION(torch.stack(squares), rng)).float()
-        context = fused_batch(nets.postfuse, text.float(), embeds[rows], positions, used)
+        context = fuse_batch(nets.postfuse, text.float(), embeds[rows], positions, used)
 
         def denoising(epsilon: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
             return denoising_loss(epsilon, latents, schedule, rng, region)
@@ -349,7 +351,7 @@ def _train_subject(base: FrozenBase, recipe: SNFRecipe, data: Sequence[PersonsEn
         found = []
         for entry in data[:SAMPLED]:
             portraits = load_persons(entry, recipe.resolution).portraits
-            references = [subjects.outline(portrait, mask, "noise")[None] for portrait, mask in portraits]
+            references = [subjects.crop_to_mask(portrait, mask, "noise")[None] for portrait, mask in portraits]
             found.append(subjects.encode(nets.base.clip, nets.vision, fuser, entry.caption, references)[0])
         nets.tower.to(nets.base.device)  # encoding may have moved it
         return found

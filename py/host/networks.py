@@ -36,6 +36,8 @@ def as_patcher(network: torch.nn.Module) -> Any:
 def load(make: Callable[..., torch.nn.Module], weights: dict[str, torch.Tensor], *arguments: Any, **named: Any) -> Any:
     """Build a model of ours, give it its weights (all of them, and no others) and wrap it."""
     dtype = next((w.dtype for w in weights.values() if w.is_floating_point()), torch.float32)
+    if dtype.itemsize == 1:
+        dtype = torch.float16  # the CPU cannot initialise layers in 8 bits, and float16 represents every float8 number
     network = make(*arguments, **named, **host_settings(dtype))
     network.load_state_dict(weights, strict=True)
     return as_patcher(network)

@@ -1,9 +1,9 @@
-"""The network that puts a reference person into a prompt: FastComposer's and Face-diffuser's "postfuse" module.
+"""The network that adds a person's reference image to a prompt: FastComposer's and Face-diffuser's "postfuse" module.
 
-It works on the text encoder's result, after its last layer norm: the row of the token that names the person ("man") is replaced by one
-that also knows the person's picture. No other row changes, and the text encoder never sees the picture.
+It is applied to the text encoder's output, after the last layer norm: the embedding of the token that names the person ("man") is
+replaced by one that also depends on the person's image. No other embedding changes; the text encoder itself never gets the image.
 
-    h   = MLP1([t, v]) + t            t text row, v picture embedding
+    h   = MLP1([t, v]) + t            t token embedding, v image embedding
     h   = h + MLP2(h)
     t'  = LayerNorm(h)                MLP = Linear(GELU(Linear(LayerNorm(x)))), exact GELU, layer norms with eps 1e-5
 """
@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-#: Follows the word that names a person in a prompt; the person's reference image takes its place.
+#: Follows the word that names a person in a prompt: that word is fused with the person's reference image.
 MARKER = "<|image|>"
 
 
@@ -26,10 +26,10 @@ class MLP(nn.Module):
 
     def __init__(self, width_in: int, width: int, *, operations: Any = nn, dtype: Any = None, device: Any = None) -> None:
         super().__init__()
-        settings = {"dtype": dtype, "device": device}
-        self.layernorm = operations.LayerNorm(width_in, **settings)
-        self.fc1 = operations.Linear(width_in, width, **settings)
-        self.fc2 = operations.Linear(width, width, **settings)
+        factory_kwargs = {"dtype": dtype, "device": device}
+        self.layernorm = operations.LayerNorm(width_in, **factory_kwargs)
+        self.fc1 = operations.Linear(width_in, width, **factory_kwargs)
+        self.fc2 = operations.Linear(width, width, **factory_kwargs)
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., width_in] -> [..., width]."""
@@ -37,28 +37,28 @@ class MLP(nn.Module):
 
 
 class Postfuse(nn.Module):
-    """Text rows and picture embeddings -> text rows that know the pictures. Keys as in the files, without `postfuse_module.`.
+    """Token embeddings and image embeddings -> fused token embeddings. Keys as in the files, without `postfuse_module.`.
 
     Args:
-        width: of the text rows and of the picture embeddings; 768 for Stable Diffusion 1.5 (2,958,336 parameters).
-        operations: where LayerNorm and Linear come from, torch.nn or the host's.
+        width: of the token and image embeddings; 768 for Stable Diffusion 1.5 (2,958,336 parameters).
+        operations: module with LayerNorm and Linear, torch.nn or the host's.
         dtype, device: of the weights.
     """
 
     def __init__(self, width: int = 768, *, operations: Any = nn, dtype: Any = None, device: Any = None) -> None:
         super().__init__()
-        settings = {"operations": operations, "dtype": dtype, "device": device}
+        factory_kwargs = {"operations": operations, "dtype": dtype, "device": device}
         self.width = width
-        self.mlp1 = MLP(2 * width, width, **settings)
-        self.mlp2 = MLP(width, width, **settings)
+        self.mlp1 = MLP(2 * width, width, **factory_kwargs)
+        self.mlp2 = MLP(width, width, **factory_kwargs)
         self.layer_norm = operations.LayerNorm(width, dtype=dtype, device=device)
 
     def forward(self, text: Tensor, image: Tensor) -> Tensor:
-        """New rows.
+        """The fused embeddings of some tokens.
 
         Args:
-            text: [..., width] rows of the text encoder's result.
-            image: [..., width] picture embeddings after the visual projection, not normalised.
+            text: [..., width] token embeddings, from the text encoder.
+            image: [..., width] image embeddings after the visual projection, not normalised.
 
         Returns:
             [..., width].
@@ -67,39 +67,42 @@ class Postfuse(nn.Module):
         h = h + self.mlp2(h)
         return self.layer_norm(h)
 
-    def fused_prompt(self, text: Tensor, image_embeds: Tensor, positions: Sequence[int]) -> Tensor:
-        """A prompt's embedding with a person in each of the named rows. Raises ValueError where the three do not fit.
+    def fuse_prompt(self, text: Tensor, image_embeds: Tensor, positions: Sequence[int]) -> Tensor:
+        """A prompt's embeddings, those at the given positions fused with reference images.
 
         Args:
-            text: [b, m, width], the encoded prompt, marker-free.
-            image_embeds: [r, width], one row a reference.
-            positions: r different row numbers (the start token is 0); the k-th takes the k-th reference.
+            text: [b, m, width], the encoded prompt without markers.
+            image_embeds: [r, width], one reference per row.
+            positions: r different token positions (the start token is 0); the k-th is fused with the k-th reference.
 
         Returns:
-            [b, m, width], a new tensor in text's dtype; other rows are the same bits.
+            [b, m, width], a new tensor in text's dtype; the other tokens are bit-identical.
+
+        Raises:
+            ValueError: widths, numbers or positions that do not match.
         """
         positions = [int(position) for position in positions]
         if text.ndim != 3 or text.shape[-1] != self.width:
             raise ValueError(
-                f"The prompt's embedding is {list(text.shape)}, but this subject model reads rows of {self.width} numbers. "
+                f"The encoded prompt is {list(text.shape)}, but this subject model needs embeddings of width {self.width}. "
                 "Encode the prompt with the CLIP of its base model (Stable Diffusion 1.5 for the published files)."
             )
         if image_embeds.ndim != 2 or image_embeds.shape[-1] != self.width:
             raise ValueError(
-                f"The references' embeddings are {list(image_embeds.shape)}, but this subject model reads rows of {self.width} numbers. "
+                f"The encoded references are {list(image_embeds.shape)}, but this subject model needs embeddings of width {self.width}. "
                 "Encode the references with the image encoder from the subject model's own file."
             )
         if len(positions) != image_embeds.shape[0]:
             raise ValueError(
-                f"There are {len(positions)} places for persons in the prompt and {image_embeds.shape[0]} references; "
-                "each place needs one reference."
+                f"There are {len(positions)} persons in the prompt and {image_embeds.shape[0]} references; "
+                "each person needs one reference."
             )
         if len(set(positions)) != len(positions):
-            raise ValueError(f"Two references share a place in the prompt (places {positions}); give each person its own word.")
+            raise ValueError(f"Two references are for the same token (positions {positions}); give each person its own word.")
         outside = [position for position in positions if not 0 <= position < text.shape[1]]
         if outside:
             raise ValueError(
-                f"Place {outside[0]} is outside of the prompt, which has {text.shape[1]} tokens. Shorten the text before that person."
+                f"Position {outside[0]} is outside of the prompt, which has {text.shape[1]} tokens. Shorten the text before that person."
             )
         fused = text.clone()
         if positions:

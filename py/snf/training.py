@@ -1,12 +1,12 @@
-"""What a subject model is trained by (Face-diffuser and FastComposer): a loss inside the persons, and attention that stays on its person.
+"""The losses of a subject model (Face-diffuser and FastComposer): denoising inside the persons, and attention localised to each person.
 
     loss = mean( w ((eps - noise) m)^2 ) + 0.001 (mean of A outside of its person - mean of A inside)
 
-m is 1 everywhere, or, for half of the pictures, the union of the persons' masks; the mean is over all cells, masked or not. A is how much
-the cells of a layer look at the token that a person was fused into. Captions and persons are dropped together, single persons too.
-Torch only; the loop is `py/training`, the models and their hooks are the host room's.
+m is 1 everywhere, or, for half of the images, the union of the persons' masks; the mean is over all latent pixels, masked or not. A is
+the attention of the pixels of a layer to the token that a person was fused with. The caption is dropped together with all persons, and
+single persons are dropped too. Torch only; the training loop and the models are in `lab`.
 
-Shapes: b pictures, r references of one picture, h w latent cells, l cells of a layer, m text tokens, n heads.
+Shapes: b images, r references of one image, h w latent pixels, l queries of a layer, m text tokens, n heads.
 """
 
 from __future__ import annotations
@@ -24,25 +24,25 @@ from .model import Postfuse
 LOCALISATION = 1e-3
 TRAINED_LAYERS = 2  # of the image encoder, the last ones
 
-#: What each text attention below full size multiplied: (q, k, heads, grid).
+#: Queries and keys of each text attention layer below full size: (q, k, heads, (rows, columns)).
 Attended = list[tuple[Tensor, Tensor, int, tuple[int, int]]]
-#: Noisy latents [b, c, h, w], timesteps [b], context [b, m, c] -> epsilon, and what the attentions multiplied.
+#: Noisy latents [b, c, h, w], timesteps [b], context [b, m, c] -> epsilon, and the queries and keys of the attention layers.
 Predict = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Attended]]
 
 
 @dataclass(frozen=True)
 class Drops:
-    """How often what is left out or limited. The defaults are the published ones."""
+    """Probabilities of dropout and of the masked loss. The defaults are the published ones."""
 
-    caption: float = 0.1  # the caption and every person with it
-    person: float = 0.1  # each person by itself: its token stays plain text
-    masked: float = 0.5  # the loss counts inside of the persons only
+    caption: float = 0.1  # of dropping the caption and all persons
+    person: float = 0.1  # of dropping one person: its token is not fused
+    masked: float = 0.5  # of limiting the loss to the persons' masks
 
     def draw(self, present: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        """Lots for one batch.
+        """Random choices for one batch.
 
         Args:
-            present: [b, r] bool, which persons a picture has.
+            present: [b, r] bool, which persons an image has.
 
         Returns:
             no_caption [b] bool, used [b, r] bool (persons to fuse), masked [b] bool.
@@ -54,40 +54,40 @@ class Drops:
         return no_caption, present & kept & ~no_caption[:, None], masked
 
 
-def region_of_loss(masks: Tensor, masked: Tensor) -> Tensor:
-    """Where the loss counts: [b, 1, h, w].
+def loss_region(masks: Tensor, masked: Tensor) -> Tensor:
+    """The weight m of the denoising loss at each latent pixel: [b, 1, h, w].
 
     Args:
-        masks: [b, r, h, w], 0..1, each person's place, zero for persons that are not there.
-        masked: [b] bool. A picture without persons counts whole: an empty region would teach nothing.
+        masks: [b, r, h, w], 0..1, one mask per person, zero for persons that are absent.
+        masked: [b] bool. Without a person the weight is 1 everywhere: an empty region would give no gradient.
     """
     union = masks.amax(dim=1, keepdim=True)
     limited = masked & (union.flatten(1).amax(dim=1) > 0)
     return torch.where(limited[:, None, None, None], union, 1.0)
 
 
-def fused_batch(postfuse: Postfuse, text: Tensor, embeds: Tensor, positions: Tensor, used: Tensor) -> Tensor:
-    """The batch's prompts with persons in them, [b, m, c]; differentiable.
+def fuse_batch(postfuse: Postfuse, text: Tensor, embeds: Tensor, positions: Tensor, used: Tensor) -> Tensor:
+    """The prompts of a batch, fused with their references: [b, m, c]; differentiable.
 
     Args:
         text: [b, m, c].
-        embeds: [b, r, c] picture embeddings; read where `used` only.
+        embeds: [b, r, c] image embeddings; only those that are `used` matter.
         positions: [b, r] token of each person.
         used: [b, r] bool.
     """
     if not used.any():
         return text
-    picture, reference = used.nonzero(as_tuple=True)
-    place = positions[picture, reference]
-    rows = postfuse(text[picture, place], embeds[picture, reference])
-    return text.index_put((picture, place), rows.to(text.dtype))
+    image, reference = used.nonzero(as_tuple=True)
+    token = positions[image, reference]
+    fused = postfuse(text[image, token], embeds[image, reference])
+    return text.index_put((image, token), fused.to(text.dtype))
 
 
 def token_attention(q: Tensor, k: Tensor, heads: int, positions: Tensor) -> Tensor:
-    """How much each cell looks at each person's token, mean over the heads: [b, r, l].
+    """Attention of each pixel to each person's token, mean over the heads: [b, r, l].
 
     Args:
-        q: [b, l, c]; k: [b, m, c]: what a cross-attention layer multiplies.
+        q: [b, l, c]; k: [b, m, c]: queries and keys of a cross-attention layer.
         positions: [b, r].
     """
     q, k = (rearrange(t.float(), "b l (n d) -> b n l d", n=heads) for t in (q, k))
@@ -128,8 +128,8 @@ def subject_loss(
 
     Args:
         predict: the UNet.
-        denoising: given (noisy latents, timesteps) -> epsilon it returns the error of epsilon, inside of `region_of_loss`.
-        context: from `fused_batch`. positions, masks, used: as there and in `localisation_loss`.
+        denoising: given (noisy latents, timesteps) -> epsilon it returns the error of epsilon, inside of `loss_region`.
+        context: from `fuse_batch`. positions, masks, used: as there and in `localisation_loss`.
     """
     attended: Attended = []
 

@@ -9,9 +9,11 @@ import pytest
 import tiny
 import torch
 from pack.nodes import snf as nodes
-from pack.py.host.snf.guider import PUBLISHED_STAGES, FusionGuider, Subject, guider_of
+from pack.py.host.snf import models
+from pack.py.host.snf.guider import FusionGuider, build_guider
 from pack.py.host.snf.preview import draw_record
-from pack.py.snf.fusion import PUBLISHED, Settings
+from pack.py.host.snf.run import PUBLISHED_STAGES, Subject
+from pack.py.snf.fusion import PUBLISHED, MaskSettings
 from pack.py.snf.schedule import Stage, Stages
 
 ALWAYS = Stages(0.0, 1.0)
@@ -205,17 +207,19 @@ def test_two_subjects_in_a_chain_keep_to_their_places(sd15, other):
     left, right = torch.zeros(8, 8), torch.zeros(8, 8)
     left[:, :4], right[:, 4:] = 1, 1
     third = tiny.tiny_model(seed=2)
-    first = guider_of(
+    first = build_guider(
         subject(other, force=left), PUBLISHED, False, sd15, tiny.conditioning(sd15, "a street"), tiny.conditioning(sd15, "")
     )
-    guider = guider_of(subject(third, force=right), PUBLISHED, False, guider=first)
+    guider = build_guider(subject(third, force=right), PUBLISHED, False, guider=first)
     run(guider, steps=10)
     last = guider.record.shares(len(guider.record.evaluations) - 1)
     assert len(last) == 3 and last[1, 0, :, :4].eq(1).all() and last[2, 0, :, 4:].eq(1).all() and not last[0].any()
     assert len(first.subjects) == 1, "the guider that was extended is as it was"
 
 
-@pytest.mark.parametrize("settings", [Settings(softness=0.5), Settings(per_channel=True), Settings(smoothing="gaussian")])
+@pytest.mark.parametrize(
+    "settings", [MaskSettings(softness=0.5), MaskSettings(per_channel=True), MaskSettings(smoothing="gaussian")]
+)
 def test_every_setting_samples_and_differs(sd15, other, settings):
     one = subject(other, stages=ALWAYS)
     found = run(fused(sd15, one, settings=settings))
@@ -291,10 +295,10 @@ def test_unloading_between_stages_is_healed(sd15, other):
     expert = lora(other, 0.01)
     expected = run(fused(sd15, subject(expert)), steps=10)
     guider = fused(sd15, subject(expert))
-    stages = guider.subjects[0].stages.in_sigmas(sd15.get_model_object("model_sampling").percent_to_sigma)
+    stages = guider.subjects[0].stages.to_sigmas(sd15.get_model_object("model_sampling").percent_to_sigma)
     done = []
     plan = comfy.samplers.KSampler(sd15, 10, torch.device("cpu"), "euler", "normal").sigmas.tolist()
-    last_scene = max(step for step, sigma in enumerate(plan[:-1]) if stages.at(sigma) is Stage.SCENE)
+    last_scene = max(step for step, sigma in enumerate(plan[:-1]) if stages.stage_at(sigma) is Stage.SCENE)
 
     def at_the_change(step, x0, x, total):
         if step == last_scene:
@@ -328,7 +332,37 @@ def test_inputs_stay_as_they_were(sd15, other):
     assert {key: str(value) for key, value in other.model_options.items()} == options
 
 
-# Refusals
+# One guider, several runs
+
+
+def test_a_guider_used_twice_gives_the_same_and_keeps_nothing_of_the_first_run(sd15, other):
+    guider = fused(sd15, subject(other))
+    before = dict(vars(guider))
+    first = run(guider)
+    record = guider.record
+    assert torch.equal(run(guider), first)
+    assert guider.record is not record and len(guider.record.evaluations) == len(record.evaluations) == 5
+    assert {name for name in vars(guider) if vars(guider)[name] is not before.get(name)} == {"record"}
+
+
+@pytest.mark.parametrize("step", [0, 4, 9])
+def test_a_guider_used_inside_its_own_run_changes_neither_run(sd15, other, step):
+    """A callback samples with the same guider: in the scene stage, the fusion and the subject stage."""
+    guider = fused(sd15, subject(other))
+    alone, small = run(guider, steps=10), run(guider, steps=5, size=(8, 4), seed=1)
+    inside = []
+
+    def nested(number, x0, x, total):
+        if number == step:
+            inside.append(run(guider, steps=5, size=(8, 4), seed=1))
+
+    assert torch.equal(run(guider, steps=10, callback=nested), alone)
+    assert torch.equal(inside[0], small)
+    assert guider.record.shape == (1, 8, 8) and len(guider.record.evaluations) == 10
+    assert not guider.model_patcher.get_additional_models()
+
+
+# Inputs that cannot work
 
 
 def test_models_that_do_not_fit_are_refused_by_name(sd15, sdxl):
@@ -343,19 +377,109 @@ def test_models_that_do_not_fit_are_refused_by_name(sd15, sdxl):
 def test_what_cannot_work_is_refused_before_sampling(sd15, other):
     with pytest.raises(ValueError, match="connect subject_negative"):
         fused(sd15, subject(other, text_guidance=2.0))
-    with pytest.raises(ValueError, match="force_mask has 2 pictures, but 3 latents"):
+    with pytest.raises(ValueError, match="force_mask has a batch of 2, but 3 latents"):
         run(fused(sd15, subject(other, force=torch.ones(2, 8, 8))), batch=3)
     with pytest.raises(ValueError, match="not of videos"):
         run(fused(sd15, subject(other)), latent=torch.zeros(1, 4, 2, 8, 8))
-    with pytest.raises(ValueError, match="1 x 8 cells is too small"):
+    with pytest.raises(ValueError, match="1 x 8 pixels is too small"):
         run(fused(sd15, subject(other)), size=(1, 8))
     one = subject(other)
     with pytest.raises(ValueError, match="positive, negative is not connected"):
-        guider_of(one, PUBLISHED, False, sd15)
-    with pytest.raises(ValueError, match="comes twice"):
-        guider_of(one, PUBLISHED, False, sd15, guider=fused(sd15, one))
+        build_guider(one, PUBLISHED, False, sd15)
+    with pytest.raises(ValueError, match="given twice"):
+        build_guider(one, PUBLISHED, False, sd15, guider=fused(sd15, one))
     with pytest.raises(ValueError, match="guider input is CFGGuider"):
-        guider_of(one, PUBLISHED, False, guider=comfy.samplers.CFGGuider(sd15))
+        build_guider(one, PUBLISHED, False, guider=comfy.samplers.CFGGuider(sd15))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize(
+    "where", ["force_mask", "forbid_mask", "cfg", "subject_cfg", "latent", "noise mask", "positive", "subject_text"]
+)
+def test_nan_and_infinity_are_refused_by_the_name_of_their_input(sd15, other, where, value):
+    mask, latent, positive, text = torch.ones(1, 8, 8), torch.zeros(1, 4, 8, 8), None, tiny.conditioning(other, "a person")
+    scene = tiny.conditioning(sd15, "a street")
+    mask[0, 2, 3] = latent[0, 1, 2, 3] = value
+    if where in ("positive", "subject_text"):
+        bad = [[torch.full_like(text[0][0], value), dict(text[0][1])]]
+        scene, text = (bad, text) if where == "positive" else (scene, bad)
+    more = {"force": mask} if where == "force_mask" else {"forbid": mask} if where == "forbid_mask" else {}
+    more |= {"cfg": value} if where == "subject_cfg" else {}
+    with pytest.raises(ValueError, match=where):
+        one = subject(other, positive=positive, text=text, **more)
+        guider = FusionGuider(sd15, scene, scene, value if where == "cfg" else 5.0, [one])
+        noise_mask = mask[None] if where == "noise mask" else None
+        run(guider, latent=latent if where == "latent" else torch.zeros(1, 4, 8, 8), denoise_mask=noise_mask)
+
+
+def test_a_black_mask_is_not_ignored_in_silence(sd15, other, caplog):
+    """LoadImage gives 64 x 64 zeros for an image without transparency."""
+    with pytest.raises(ValueError, match=r"force_mask is 0 everywhere.*image without transparency"):
+        fused(sd15, subject(other, force=torch.zeros(1, 64, 64)))
+    fused(sd15, subject(other, forbid=torch.zeros(1, 64, 64)))
+    assert "forbid_mask is 0 everywhere" in caplog.text
+
+
+def test_masks_of_any_form_act_alike(sd15, other):
+    mask = torch.zeros(8, 8)
+    mask[:, :4] = 1
+    found = [run(fused(sd15, subject(other, stages=ALWAYS, force=m))) for m in (mask, mask[None, None], mask.half(), mask.bool())]
+    assert all(torch.equal(found[0], each) for each in found[1:])
+
+
+@pytest.mark.parametrize(
+    "latent, says",
+    [
+        (torch.ones(1, 16, 8, 8), "latent has 16 channels, but the scene model needs 4"),
+        (torch.zeros(0, 4, 8, 8), "latent is empty"),
+        (torch.zeros(4, 8, 8), "needs latents of single images"),
+    ],
+)
+def test_latents_of_another_kind_are_named(sd15, other, latent, says):
+    with pytest.raises(ValueError, match=says):
+        run(fused(sd15, subject(other)), latent=latent)
+
+
+def test_a_prompt_of_another_encoder_is_named(sd15, other):
+    wide = [[torch.zeros(1, 77, 2048), {}]]
+    with pytest.raises(ValueError, match="subject_positive has embeddings of width 2048, but TinySD15 needs width 64"):
+        fused(sd15, subject(other, positive=wide))
+    with pytest.raises(ValueError, match="subject_text is empty"):
+        fused(sd15, Subject(other, tiny.conditioning(other, "a"), []))
+
+
+def test_animatediff_on_one_model_is_named(sd15, other):
+    animated = other.clone()
+    animated.set_attachments("ADE_params", object())
+    with pytest.raises(ValueError, match="AnimateDiff is on the subject model only"):
+        fused(sd15, subject(animated))
+    scene = sd15.clone()
+    scene.set_attachments("ADE_params", object())
+    assert fused(scene, subject(animated)).subjects
+
+
+def test_unknown_choices_of_the_sampler_node_are_named(sd15, other):
+    one = subject(other)
+    scene = tiny.conditioning(sd15, "a street"), tiny.conditioning(sd15, "")
+    for sampler, scheduler, says in (("nope", "normal", "sampler_name is 'nope'"), ("euler", 3, "scheduler is 3")):
+        with pytest.raises(ValueError, match=rf"Subject Fusion Sampler \(SNF\): {says}; choose one of"):
+            nodes.ExemplarySNFSampler.execute(
+                sd15, *scene, other, one.positive, one.text, {"samples": torch.zeros(1, 4, 8, 8)}, 0, 2, 5.0, 5.0, sampler, scheduler,
+                1.0, 0.31, 0.61,
+            )  # fmt: skip
+
+
+def test_copies_of_large_weights_are_announced_and_refused_where_they_do_not_fit(sd15, monkeypatch, caplog):
+    guider = fused(lora(sd15, 0.01), subject(lora(sd15, -0.01)))
+    monkeypatch.setattr(models, "LARGE_BYTES", 0)
+    run(guider)
+    assert "needs a copy of its weights" in caplog.text
+    caplog.clear()
+    run(guider)
+    assert "needs a copy" not in caplog.text, "the copy is kept"
+    monkeypatch.setattr(comfy.model_management, "get_free_memory", lambda *args: 1000)
+    with pytest.raises(ValueError, match=r"needs a copy of its weights.*Use the same LoRAs"):
+        run(fused(lora(sd15, 0.01), subject(lora(sd15, -0.01))))
 
 
 # The nodes
@@ -388,13 +512,14 @@ def test_the_preview_shows_every_evaluation(sd15, other):
     for image, size in ((None, (64, 96)), (torch.rand(1, 50, 70, 3), (50, 70)), (torch.rand(2, 50, 70, 1), (50, 70))):
         maps, line, plot = nodes.ExemplarySaliencyPreview.execute(guider, {"samples": latent}, 2, image).args
         assert maps.shape == (10, *size, 3) and line.shape[0] == plot.shape[0] == 1 and line.shape[2] <= 2048
+        assert min(line.shape[1:3]) > 190, "the grid is large enough to see"
         assert min(t.min() for t in (maps, line, plot)) >= 0 and max(t.max() for t in (maps, line, plot)) <= 1
     coverage = guider.record.coverage()
     assert coverage[0].tolist() == [1, 0] and coverage[-1].tolist() == [0, 1]
     torch.testing.assert_close(coverage.sum(dim=1), torch.ones(10))
     with pytest.raises(ValueError, match="picture is 3"):
         draw_record(guider.record, latent, 3)
-    with pytest.raises(ValueError, match="8 x 8 cells"):
+    with pytest.raises(ValueError, match="8 x 8 pixels"):
         draw_record(guider.record, torch.zeros(1, 4, 8, 8), 1)
 
 

@@ -137,7 +137,7 @@ def test_a_subject_model_on_a_checkpoint_is_a_whole_file(data, checkpoints, subj
     config = {"base": str(checkpoints / "base.safetensors"), "image_encoder": encoder, "name": "own", "steps": 1}
     snf_training.train(recipe(data, checkpoints, **config))
     state = load_file(checkpoints / "own.safetensors")
-    found = checkpoint.parts(state)
+    found = checkpoint.split_checkpoint(state)
     assert found.width == playground.CONTEXT_DIM and len(found.unet) == len(playground.read_weights("unet"))
     model, _, _ = drawn_with("own.safetensors", f"a person {MARKER} on a street", 1)
     loaded, base = model.model.diffusion_model.state_dict(), playground.read_weights("unet")

@@ -15,7 +15,7 @@ from pack.py.playground.subjects import MARKER, draw_example, held_out_pairings
 from pack.py.snf import checkpoint
 from pack.py.snf.model import Postfuse
 from pack.py.snf.training import is_trained
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 WIDTH = playground.CONTEXT_DIM
 
@@ -25,18 +25,22 @@ def small_file(path, amount=0.01):
     layers = image_encoder.CONFIG["num_hidden_layers"]
     unet = {k: v + amount for k, v in playground.read_weights("unet").items() if subject.trained(k)}
     tower = {k: v + amount for k, v in playground.read_weights("image_encoder").items() if subject.trained_in_tower(k, layers)}
-    state = checkpoint.changes_file(unet, tower, Postfuse(WIDTH).state_dict())
+    state = checkpoint.join_partial(unet, tower, Postfuse(WIDTH).state_dict())
     save_file({k: v.half().contiguous() for k, v in state.items()}, path)
     return state
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A model folder of its own, with a small subject model, and things that are none."""
+    """A model folder of its own, with a small subject model, and other files."""
     path = tmp_path_factory.mktemp("face_diffuser")
     torch.manual_seed(0)
     small_file(path / "small.safetensors")
     (path / "cut.safetensors").write_bytes((path / "small.safetensors").read_bytes()[:1000])
+    (path / "page.bin").write_text("<!DOCTYPE html><html></html>")
+    weights = load_file(path / "small.safetensors")
+    weights["postfuse_module.layer_norm.bias"][0] = float("nan")
+    save_file(weights, path / "nan.safetensors")
     save_file({"lora_unet_x.lora_up.weight": torch.zeros(1)}, path / "lora.safetensors")
     folders.register()
     paths, extensions = folder_paths.folder_names_and_paths["face_diffuser"]
@@ -71,9 +75,11 @@ def test_a_small_file_is_laid_over_the_playgrounds_base(loaded):
 @pytest.mark.parametrize(
     "file, says",
     [
-        ("cut.safetensors", "incomplete download"),
+        ("cut.safetensors", "inside its header.*download is incomplete"),
         ("lora.safetensors", "is a LoRA"),
         ("none.safetensors", "huggingface.co/CodeGoat24"),
+        ("page.bin", "it is a web page.*huggingface.co/CodeGoat24"),
+        ("nan.safetensors", "weight 'layer_norm.bias' contains NaN"),
     ],
 )
 def test_other_files_are_explained(folder, file, says):
@@ -82,10 +88,10 @@ def test_other_files_are_explained(folder, file, says):
 
 
 def test_a_small_file_of_another_base_is_refused(folder):
-    weights = checkpoint.changes_file({"input_blocks.1.1.proj_in.weight": torch.zeros(3, 3)}, {}, Postfuse(WIDTH).state_dict())
+    weights = checkpoint.join_partial({"input_blocks.1.1.proj_in.weight": torch.zeros(3, 3)}, {}, Postfuse(WIDTH).state_dict())
     base = checkpoint.SubjectParts(playground.read_weights("unet"), {}, {}, WIDTH)
     with pytest.raises(ValueError, match="another base: input_blocks"):
-        checkpoint.changes(weights, base, "x")
+        checkpoint.split_partial(weights, base, "x")
 
 
 def rows_that_differ(subject_cond, text_cond):
@@ -110,13 +116,51 @@ def test_a_list_gives_one_person_a_marker_and_a_batch_in_it_is_one_person(clip, 
     assert not torch.allclose(singles[0][0], other[0][0])
 
 
+def test_the_marker_of_fastcomposers_page_is_read_as_well(clip, loaded):
+    found = subjects.encode(clip, loaded[1], loaded[2], "a person <A*> and a person <A*> in a park", [pictures(2)])
+    same = subjects.encode(clip, loaded[1], loaded[2], f"a person {MARKER} and a person {MARKER} in a park", [pictures(2)])
+    assert all(torch.equal(a[0][0], b[0][0]) for a, b in zip(found, same, strict=True))
+    assert rows_that_differ(*found) == [2, 5]
+
+
+def test_half_precision_alpha_and_masks_of_four_dimensions_give_the_same(clip, loaded):
+    prompt, image = f"a person {MARKER}", pictures(1).half().float()
+    mask = torch.zeros(1, 128, 128)
+    mask[:, 20:100, 30:90] = 1
+    expected = subjects.encode(clip, loaded[1], loaded[2], prompt, [image], [mask])[0][0][0]
+    forms = (
+        (image.half(), mask.half()),
+        (torch.cat([image, image[..., :1]], dim=-1), mask[:, None]),
+        (image, mask[..., None].bool()),
+    )
+    for images, masks in forms:
+        assert torch.equal(subjects.encode(clip, loaded[1], loaded[2], prompt, [images], [masks])[0][0][0], expected)
+
+
+@pytest.mark.parametrize(
+    "change, says",
+    [
+        ({"images": [torch.zeros(0, 8, 8, 3)]}, "images is empty"),
+        ({"images": [torch.zeros(1, 8, 8, 2)]}, "images is a tensor of shape"),
+        ({"images": [torch.full((1, 8, 8, 3), float("nan"))]}, "images contains NaN"),
+        ({"fill": "nope"}, "fill is 'nope'; choose one of: noise, gray, black"),
+        ({"prompt": 3}, "prompt is 3; it must be text"),
+        ({"clip": None}, "clip input is empty"),
+    ],
+)
+def test_odd_inputs_are_named(clip, loaded, change, says):
+    given = {"clip": clip, "clip_vision": loaded[1], "fuser": loaded[2], "prompt": f"a person {MARKER}", "images": [pictures(1)]}
+    with pytest.raises(ValueError, match=f"Subject Encode: .*{says}|Subject Encode: the {says}"):
+        subjects.encode(**{**given, **change})
+
+
 @pytest.mark.parametrize(
     "prompt, count, says",
     [
         (f"{MARKER} in a park", 1, "begins with a marker"),
         (f"a person {MARKER} {MARKER}", 2, "markers 1 and 2 follow each other"),
-        (f"a person {MARKER} and a person {MARKER}", 1, "2 markers but there are only 1 pictures"),
-        (f"a person {MARKER} and a person {MARKER}", 3, "3 pictures but only 2 markers"),
+        (f"a person {MARKER} and a person {MARKER}", 1, "2 markers but there are only 1 images"),
+        (f"a person {MARKER} and a person {MARKER}", 3, "3 images but only 2 markers"),
         ("a person", 1, "has no marker"),
         ("red " * 90 + f"person {MARKER}", 1, "more than 75 tokens"),
     ],
@@ -131,7 +175,7 @@ def test_a_mask_crops_and_fills(clip, loaded):
     mask[5:15, 10:20] = 1
     for fill, around in (("black", 0.0), ("gray", 0.5)):
         mask[5, 10] = 0
-        found = subjects.outline(picture, mask, fill)
+        found = subjects.crop_to_mask(picture, mask, fill)
         assert found.shape == (20, 20, 3)
         assert found[0, 0].max() == pytest.approx(around, abs=0.12) and found[10, 10].min() == pytest.approx(0.8)
     prompt = f"a person {MARKER}"
@@ -139,14 +183,14 @@ def test_a_mask_crops_and_fills(clip, loaded):
         subjects.encode(clip, loaded[1], loaded[2], prompt, [pictures(1)], masks)[0][0][0] for masks in ((), (mask[None],))
     )
     assert not torch.equal(shown, hidden)
-    with pytest.raises(ValueError, match="mask of picture 1 is empty"):
+    with pytest.raises(ValueError, match="mask of image 1 is empty"):
         subjects.encode(clip, loaded[1], loaded[2], prompt, [pictures(1)], [torch.zeros(1, 8, 8)])
-    with pytest.raises(ValueError, match="2 masks for 1 pictures"):
+    with pytest.raises(ValueError, match="2 masks for 1 images"):
         subjects.encode(clip, loaded[1], loaded[2], prompt, [pictures(1)], [torch.ones(3, 8, 8)[:2]])
 
 
 def test_a_wide_picture_stands_on_a_black_square():
-    found = subjects.squared(torch.ones(10, 40, 3), 40)
+    found = subjects.pad_to_square(torch.ones(10, 40, 3), 40)
     assert found.shape == (40, 40, 3) and found[:15].max() == 0 and found[15:25].min() == 1
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from pack.py.snf.checkpoint import parts
+from pack.py.snf.checkpoint import split_checkpoint
 from pack.py.snf.model import Postfuse
 
 WIDTH = 8
@@ -38,7 +38,7 @@ def without(weights, *prefixes):
 @pytest.mark.parametrize("width", [8, 16])
 def test_the_parts_lose_their_prefixes_and_nothing_else(width):
     weights = subject_file(width)
-    found = parts(weights)
+    found = split_checkpoint(weights)
     assert found.width == width
     assert found.unet["conv_in.weight"] is weights["unet.conv_in.weight"]
     assert len(found.unet) == 5 and len(found.image_encoder) == 12
@@ -47,28 +47,28 @@ def test_the_parts_lose_their_prefixes_and_nothing_else(width):
 
 
 def test_position_ids_are_dropped_everywhere():
-    found = parts(subject_file())
+    found = split_checkpoint(subject_file())
     assert set(found.text_encoder) == {"final_layer_norm.weight"}
     assert not [key for key in found.image_encoder if "position_ids" in key]
 
 
 def test_text_encoder_and_vae_may_be_absent():
-    found = parts(without(subject_file(), "text_encoder.", "vae."))
+    found = split_checkpoint(without(subject_file(), "text_encoder.", "vae."))
     assert found.text_encoder == {} and found.vae == {}
 
 
 @pytest.mark.parametrize("wrapper", ["module.", "_orig_mod.", "module._orig_mod."])
 def test_what_a_training_wraps_around_all_keys_is_taken_off(wrapper):
-    found = parts({wrapper + key: value for key, value in subject_file().items()})
+    found = split_checkpoint({wrapper + key: value for key, value in subject_file().items()})
     assert "conv_in.weight" in found.unet
 
 
 @pytest.mark.parametrize(
     "weights, says",
     [
-        ({}, "holds no weights"),
+        ({}, "contains no weights"),
         ({"model.diffusion_model.out.0.weight": torch.ones(1)}, "ordinary checkpoint.*Load Checkpoint"),
-        ({"conv_in.weight": torch.ones(1)}, "a UNet alone"),
+        ({"conv_in.weight": torch.ones(1)}, "only a UNet"),
         ({"unet.a.lora_A.weight": torch.ones(1)}, "is a LoRA"),
         ({"lora_unet_a.lora_up.weight": torch.ones(1)}, "is a LoRA"),
         ({"some.key": torch.ones(1)}, "not a subject model.*some.key"),
@@ -76,13 +76,13 @@ def test_what_a_training_wraps_around_all_keys_is_taken_off(wrapper):
         (without(subject_file(), "postfuse_module."), "lacks the postfuse network"),
         (without(subject_file(), "image_encoder."), "lacks the image encoder"),
         (without(subject_file(), "unet."), "lacks the UNet"),
-        ({**subject_file(), "ip_adapter.weight": torch.ones(1)}, "1 weights that no subject model has, ip_adapter.weight"),
+        ({**subject_file(), "ip_adapter.weight": torch.ones(1)}, "1 unknown weights \\(ip_adapter.weight\\)"),
         (without(subject_file(), "postfuse_module.mlp2.fc1.bias"), "postfuse network in sdm.bin lacks mlp2.fc1.bias"),
         (without(subject_file(), "postfuse_module.layer_norm.weight"), "postfuse network in sdm.bin lacks layer_norm.weight"),
         ({**subject_file(), "postfuse_module.mlp3.bias": torch.ones(1)}, "has the unknown mlp3.bias"),
         ({**subject_file(), "postfuse_module.mlp1.fc1.bias": torch.ones(9)}, r"mlp1.fc1.bias is \[9\], it must be \[8\]"),
         (without(subject_file(), "unet.conv_out"), "UNet in sdm.bin lacks conv_out.weight"),
-        ({**subject_file(), "unet.up.attn2.to_k.weight": torch.ones(2, 1024)}, "text of width 1024"),
+        ({**subject_file(), "unet.up.attn2.to_k.weight": torch.ones(2, 1024)}, "embeddings of width 1024"),
         (without(subject_file(), "image_encoder.vision_model.encoder.layers.1.mlp"), "lacks .*layers.1.mlp.fc1.weight"),
         (without(subject_file(), "image_encoder.vision_model.encoder.layers.1."), "lacks .*layers.1.layer_norm1.weight"),
         (without(subject_file(), "image_encoder.vision_model.encoder"), r"lacks .*layers.0.\*"),
@@ -92,5 +92,5 @@ def test_what_a_training_wraps_around_all_keys_is_taken_off(wrapper):
 )  # fmt: skip
 def test_another_file_is_named_for_what_it_is(weights, says):
     with pytest.raises(ValueError, match=says) as error:
-        parts(weights, "sdm.bin")
+        split_checkpoint(weights, "sdm.bin")
     assert "sdm.bin" in str(error.value)

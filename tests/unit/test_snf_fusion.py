@@ -1,13 +1,22 @@
-"""Noise fusion against the published steps in float64, and the properties that hold whatever the models say."""
+"""Noise fusion against the published steps in float64, and the properties that hold whatever the models predict."""
 
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import pytest
 import torch
 import torch.nn.functional as F
-from pack.py.snf.fusion import Prediction, Settings, blend, fuse, log_saliency, mask_on_grid, model_shares, saliency_mask
+from pack.py.snf.fusion import (
+    MaskSettings,
+    compute_shares,
+    fuse,
+    guidance_response,
+    log_saliency,
+    mask_to_latent,
+    saliency_shares,
+)
 
 SIZES = [(64, 64), (24, 16), (17, 33)]
 
@@ -28,13 +37,43 @@ def published_mask(response_t, response_s):
     return torch.stack([published_saliency(response_t), published_saliency(response_s)]).argmax(dim=0)
 
 
+class Model(NamedTuple):
+    """The two predictions of one model, and its guidance scale."""
+
+    base: torch.Tensor
+    full: torch.Tensor
+    guidance: float
+
+    @property
+    def guided(self):
+        return self.base + (self.full - self.base) * self.guidance
+
+    def response(self, unit=1.0, scale=None):
+        return guidance_response(self.full, self.base, self.guidance if scale is None else scale, unit)
+
+
+class Blended(NamedTuple):
+    prediction: torch.Tensor
+    shares: torch.Tensor
+
+
+def blend(models, settings=MaskSettings(), unit=1.0, **masks):  # noqa: B008
+    """The fusion stage as the guider computes it."""
+    shares = saliency_shares([model.response(unit, settings.saliency_scale) for model in models], settings, **masks)
+    return Blended(fuse([model.guided for model in models], shares), shares)
+
+
+def saliency_mask(response_t, response_s, settings=MaskSettings()):  # noqa: B008
+    return saliency_shares([response_t, response_s], settings)[1]
+
+
 def two_models(b=2, h=16, w=24, guidance=5.0, dtype=torch.float64):
     scene_null, scene_text, subject_text, subject_aug = random(4, b, 4, h, w, dtype=dtype)
-    return Prediction(scene_null, scene_text, guidance), Prediction(subject_text, subject_aug, guidance)
+    return Model(scene_null, scene_text, guidance), Model(subject_text, subject_aug, guidance)
 
 
 def maps(m=3, b=2, k=1, h=6, w=7):
-    return log_saliency(random(m * b, k, h, w), Settings(smoothing="none", per_channel=True)).reshape(m, b, k, h, w)
+    return log_saliency(random(m * b, k, h, w), MaskSettings(smoothing="none", per_channel=True)).reshape(m, b, k, h, w)
 
 
 # The mask.
@@ -63,14 +102,14 @@ def test_lower_precision_is_computed_in_float32(dtype):
 def test_equal_opposite_and_absent_responses_are_ties(softness, expected):
     r = random(1, 4, 17, 33)
     zero = torch.zeros_like(r)
-    mask = saliency_mask(torch.cat([r, r, zero]), torch.cat([r, -r, zero]), Settings(softness=softness))
+    mask = saliency_mask(torch.cat([r, r, zero]), torch.cat([r, -r, zero]), MaskSettings(softness=softness))
     assert torch.equal(mask, torch.full_like(mask, expected))
 
 
 def test_a_model_without_a_response_takes_what_is_below_the_others_mean():
     r = 5 * random(1, 4, 32, 32, dtype=torch.float64)
-    mask = saliency_mask(r, torch.zeros_like(r), Settings(smoothing="none"))
-    assert torch.equal(mask == 1, log_saliency(r, Settings(smoothing="none")) < -math.log(32 * 32))
+    mask = saliency_mask(r, torch.zeros_like(r), MaskSettings(smoothing="none"))
+    assert torch.equal(mask == 1, log_saliency(r, MaskSettings(smoothing="none")) < -math.log(32 * 32))
 
 
 def test_pictures_of_a_batch_do_not_see_each_other():
@@ -82,7 +121,7 @@ def test_pictures_of_a_batch_do_not_see_each_other():
 
 def test_the_channels_share_a_mask_unless_asked_otherwise():
     response_t, response_s = 5 * random(2, 2, 4, 16, 24, dtype=torch.float64)
-    each = saliency_mask(response_t, response_s, Settings(per_channel=True))
+    each = saliency_mask(response_t, response_s, MaskSettings(per_channel=True))
     assert each.shape == (2, 4, 16, 24)
     for channel in range(4):
         one = slice(channel, channel + 1)
@@ -92,9 +131,9 @@ def test_the_channels_share_a_mask_unless_asked_otherwise():
 def test_a_soft_mask_is_a_sigmoid_of_the_difference_of_the_log_maps():
     response_t, response_s = 5 * random(2, 2, 4, 16, 24, dtype=torch.float64)
     difference = published_saliency(response_s).log() - published_saliency(response_t).log()
-    soft = saliency_mask(response_t, response_s, Settings(softness=0.7))
+    soft = saliency_mask(response_t, response_s, MaskSettings(softness=0.7))
     torch.testing.assert_close(soft, torch.sigmoid(difference / 0.7))
-    nearly = saliency_mask(response_t, response_s, Settings(softness=1e-9))
+    nearly = saliency_mask(response_t, response_s, MaskSettings(softness=1e-9))
     torch.testing.assert_close(nearly, saliency_mask(response_t, response_s))
 
 
@@ -112,18 +151,18 @@ def test_gaussian_smoothing_matches_its_weights():
                 for dx in range(-3, 4):
                     value = r[0, 0, min(max(y + dy, 0), h - 1), min(max(x + dx, 0), w - 1)].abs()
                     omega[y, x] += g[dy + 3] * g[dx + 3] / sum(g) ** 2 * value
-    found = log_saliency(r, Settings(smoothing="gaussian", gaussian_sigma=sigma))[0, 0]
+    found = log_saliency(r, MaskSettings(smoothing="gaussian", gaussian_sigma=sigma))[0, 0]
     torch.testing.assert_close(found, omega.flatten().log_softmax(0).reshape(h, w))
 
 
 def test_gaussian_smoothing_works_on_a_latent_smaller_than_its_reach():
-    even = log_saliency(torch.ones(1, 4, 1, 2), Settings(smoothing="gaussian", gaussian_sigma=3.0))
+    even = log_saliency(torch.ones(1, 4, 1, 2), MaskSettings(smoothing="gaussian", gaussian_sigma=3.0))
     torch.testing.assert_close(even, torch.full_like(even, -math.log(2)))
 
 
 def test_the_published_smoothing_darkens_the_border_and_the_gaussian_does_not():
     flat = torch.ones(1, 4, 12, 12)
-    average, gaussian = log_saliency(flat)[0, 0], log_saliency(flat, Settings(smoothing="gaussian"))[0, 0]
+    average, gaussian = log_saliency(flat)[0, 0], log_saliency(flat, MaskSettings(smoothing="gaussian"))[0, 0]
     assert average[0, 0] < average[6, 6] and float(gaussian.max() - gaussian.min()) < 1e-6
 
 
@@ -133,14 +172,14 @@ def test_the_published_smoothing_darkens_the_border_and_the_gaussian_does_not():
 def test_the_guidance_scale_is_a_temperature_of_the_mask():
     hot, cold = (blend(two_models(h=64, w=64, guidance=s)).shares[1] for s in (1.0, 5.0))
     assert (hot != cold).any()
-    fixed = [blend(two_models(guidance=s), Settings(saliency_scale=1.0)).shares for s in (1.0, 5.0)]
+    fixed = [blend(two_models(guidance=s), MaskSettings(saliency_scale=1.0)).shares for s in (1.0, 5.0)]
     assert torch.equal(*fixed)
     assert torch.equal(fixed[0], blend(two_models(guidance=1.0)).shares)
 
 
 def test_each_model_counts_with_its_own_guidance_scale():
     scene, subject = two_models()
-    subject = Prediction(subject.base, subject.full, 2.0)
+    subject = Model(subject.base, subject.full, 2.0)
     expected = published_mask(5 * (scene.full - scene.base), 2 * (subject.full - subject.base))
     assert torch.equal(blend([scene, subject]).shares[1], expected.double())
 
@@ -150,34 +189,46 @@ def test_denoised_pictures_give_the_same_mask_and_the_same_fusion(sigma):
     eps = two_models()
     x = random(2, 4, 16, 24, seed=9, dtype=torch.float64)
     s = sigma.reshape(-1, 1, 1, 1).double() if isinstance(sigma, torch.Tensor) else sigma
-    x0 = [Prediction(x - s * p.base, x - s * p.full, p.guidance) for p in eps]
-    expected, found = blend(eps), blend(x0, sigma=sigma)
+    x0 = [Model(x - s * p.base, x - s * p.full, p.guidance) for p in eps]
+    expected, found = blend(eps), blend(x0, unit=sigma)
     assert torch.equal(found.shares, expected.shares)
-    torch.testing.assert_close(found.log_maps, expected.log_maps, rtol=1e-6, atol=1e-6)  # sigma may be float32
+    for mine, theirs in zip(x0, eps, strict=True):  # up to the sign; sigma may be float32
+        torch.testing.assert_close(-mine.response(sigma), theirs.response(), rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(found.prediction, x - s * expected.prediction)
     assert not torch.equal(blend(x0).shares, expected.shares), "without the division by sigma the mask differs"
 
 
-def test_guidance_by_two_and_by_three_branches():
-    null, base, full = random(3, 1, 4, 5, 6, dtype=torch.float64)
-    torch.testing.assert_close(Prediction(base, full, 5.0).guided(), base + 5 * (full - base))
-    three = Prediction(base, full, 5.0, null, 1.5)
-    torch.testing.assert_close(three.guided(), null + 1.5 * (base - null) + 5 * (full - base))
-    assert torch.equal(three.response(), Prediction(base, full, 5.0).response())
+@pytest.mark.parametrize("sigma", [0.1, 0.5, 0.9, torch.tensor([0.3, 0.7])])
+def test_rectified_flow_gives_the_same_mask_as_its_epsilon(sigma):
+    """x = (1 - sigma) x0 + sigma eps: a difference of x0 is sigma / (1 - sigma) times that of epsilon."""
+    eps = two_models()
+    x = random(2, 4, 16, 24, seed=9, dtype=torch.float64)
+    s = sigma.reshape(-1, 1, 1, 1).double() if isinstance(sigma, torch.Tensor) else sigma
+    x0 = [Model((x - s * p.base) / (1 - s), (x - s * p.full) / (1 - s), p.guidance) for p in eps]
+    expected = blend(eps).shares
+    assert torch.equal(blend(x0, unit=sigma / (1 - sigma)).shares, expected)
+    assert not torch.equal(blend(x0, unit=sigma).shares, expected), "divided by sigma only, the maps are sharper"
 
 
-def test_a_factor_of_one_is_the_branch_itself_to_the_bit():
-    null, base, full = random(3, 1, 4, 5, 6)
-    assert torch.equal(Prediction(base, full, 1.0).guided(), full)
-    assert torch.equal(Prediction(base, full, 5.0, null, 1.0).guided(), Prediction(base, full, 5.0).guided())
+def test_at_the_first_step_of_a_flow_the_response_is_zero_and_the_map_flat():
+    scene, _ = two_models(dtype=torch.float32)
+    response = scene.response(torch.tensor([math.inf, 1.0]))
+    assert torch.equal(response[0], torch.zeros(4, 16, 24)) and response[1].abs().min() > 0
+    flat = log_saliency(response, MaskSettings(smoothing="none"))[0]
+    torch.testing.assert_close(flat, torch.full_like(flat, -math.log(16 * 24)))
 
 
-# Which model gives what.
+def test_the_guidance_scale_multiplies_the_difference():
+    base, full = random(2, 1, 4, 5, 6, dtype=torch.float64)
+    torch.testing.assert_close(guidance_response(full, base, 5.0), 5 * (full - base))
+
+
+# Which model is used where.
 
 
 def test_the_largest_of_three_maps_takes_the_cell():
     log_maps = maps()
-    shares = model_shares(log_maps)
+    shares = compute_shares(log_maps)
     assert torch.equal(shares.argmax(dim=0), log_maps.argmax(dim=0))
     assert torch.equal(shares.sum(dim=0), torch.ones(2, 1, 6, 7)) and set(shares.unique().tolist()) == {0.0, 1.0}
 
@@ -185,36 +236,34 @@ def test_the_largest_of_three_maps_takes_the_cell():
 def test_at_a_tie_of_subjects_the_earlier_one_takes_the_cell():
     log_maps = maps()
     log_maps[2] = log_maps[1]
-    assert model_shares(log_maps)[2].sum() == 0
+    assert compute_shares(log_maps)[2].sum() == 0
 
 
 def test_three_models_together():
-    predictions = [*two_models(), Prediction(*random(2, 2, 4, 16, 24, seed=5, dtype=torch.float64), 3.0)]
+    predictions = [*two_models(), Model(*random(2, 2, 4, 16, 24, seed=5, dtype=torch.float64), 3.0)]
     found = blend(predictions)
     owner = torch.stack([published_saliency(p.guidance * (p.full - p.base)) for p in predictions]).argmax(dim=0)
     for number, prediction in enumerate(predictions):
         mine = (owner == number).expand(-1, 4, -1, -1)
-        assert mine.any() and torch.equal(found.prediction[mine], prediction.guided()[mine])
-    counted = torch.stack([(owner == number).double().mean(dim=(1, 2, 3)) for number in range(3)])
-    torch.testing.assert_close(found.coverage(), counted)
+        assert mine.any() and torch.equal(found.prediction[mine], prediction.guided[mine])
 
 
-@pytest.mark.parametrize("settings", [Settings(), Settings(softness=0.5)])
+@pytest.mark.parametrize("settings", [MaskSettings(), MaskSettings(softness=0.5)])
 def test_a_forbidden_model_gives_nothing_and_the_best_of_the_others_takes_its_place(settings):
     log_maps = maps()
     place = torch.zeros(1, 6, 7)
     place[:, 2:5] = 1
-    shares, free = model_shares(log_maps, settings, forbid={2: place}), model_shares(log_maps, settings)
+    shares, free = compute_shares(log_maps, settings, forbid={2: place}), compute_shares(log_maps, settings)
     assert torch.equal(shares[..., :2, :], free[..., :2, :]) and torch.equal(shares[..., 5:, :], free[..., 5:, :])
-    without = model_shares(log_maps[:2], settings)
+    without = compute_shares(log_maps[:2], settings)
     torch.testing.assert_close(shares[:2, ..., 2:5, :], without[..., 2:5, :])
     assert shares[2, ..., 2:5, :].sum() == 0
 
 
-@pytest.mark.parametrize("settings", [Settings(), Settings(softness=0.5)])
+@pytest.mark.parametrize("settings", [MaskSettings(), MaskSettings(softness=0.5)])
 def test_where_all_subjects_are_forbidden_the_scene_remains(settings):
     everywhere = torch.ones(6, 7)
-    shares = model_shares(
+    shares = compute_shares(
         maps() - torch.tensor([50.0, 0, 0]).reshape(3, 1, 1, 1, 1), settings, forbid={1: everywhere, 2: everywhere}
     )
     assert torch.equal(shares[0], torch.ones(2, 1, 6, 7)) and shares[1:].sum() == 0
@@ -222,13 +271,13 @@ def test_where_all_subjects_are_forbidden_the_scene_remains(settings):
 
 def test_a_half_forbidden_hard_cell_passes_on_half():
     log_maps = torch.tensor([-3.0, -1.0, -2.0]).reshape(3, 1, 1, 1, 1).expand(3, 1, 1, 2, 2)
-    shares = model_shares(log_maps, forbid={1: torch.full((2, 2), 0.25), 2: torch.full((2, 2), 0.5)})
+    shares = compute_shares(log_maps, forbid={1: torch.full((2, 2), 0.25), 2: torch.full((2, 2), 0.5)})
     assert shares[:, 0, 0, 0, 0].tolist() == [0.125, 0.75, 0.125]
 
 
 def test_a_half_forbidden_soft_cell_counts_half_its_map():
     log_maps = maps(m=2)
-    shares = model_shares(log_maps, Settings(softness=1.0), forbid={1: torch.full((6, 7), 0.5)})
+    shares = compute_shares(log_maps, MaskSettings(softness=1.0), forbid={1: torch.full((6, 7), 0.5)})
     p = log_maps.exp() * torch.tensor([1.0, 0.5]).reshape(2, 1, 1, 1, 1)
     torch.testing.assert_close(shares, p / p.sum(dim=0))
 
@@ -238,13 +287,30 @@ def test_a_forced_model_takes_its_place_even_where_it_is_forbidden(number):
     log_maps = maps()
     place = torch.zeros(6, 7)
     place[:, 3:] = 1
-    shares = model_shares(log_maps, force={number: place}, forbid={max(number, 1): place})
-    assert torch.equal(shares[..., :3], model_shares(log_maps)[..., :3])
+    shares = compute_shares(log_maps, force={number: place}, forbid={max(number, 1): place})
+    assert torch.equal(shares[..., :3], compute_shares(log_maps)[..., :3])
     assert (shares[number, ..., 3:] == 1).all() and torch.equal(shares.sum(dim=0), torch.ones(2, 1, 6, 7))
 
 
+def test_a_model_that_was_not_evaluated_has_no_share():
+    one, other = 5 * random(2, 2, 4, 6, 7)
+    shares = saliency_shares([one, None, other])
+    assert shares.shape[0] == 3 and shares[1].sum() == 0
+    assert torch.equal(shares[[0, 2]], saliency_shares([one, other]))
+
+
+def test_in_the_subject_stage_the_scene_fills_only_what_is_forbidden_to_all():
+    one, other = 5 * random(2, 1, 4, 6, 7)
+    left, top = torch.zeros(6, 7), torch.zeros(6, 7)
+    left[:, :3], top[:2] = 1, 1
+    shares = saliency_shares([100 * one, one, other], scene_is_last_resort=True, forbid={1: left, 2: top})
+    both = (left * top)[None, None]
+    assert torch.equal(shares[0], both)
+    assert (shares[1, 0, 0, :, :3] == 0).all() and (shares[2, 0, 0, :2] == 0).all()
+
+
 def test_models_forced_at_one_place_share_it():
-    shares = model_shares(maps(), force={1: torch.ones(6, 7), 2: torch.full((6, 7), 0.25)})
+    shares = compute_shares(maps(), force={1: torch.ones(6, 7), 2: torch.full((6, 7), 0.25)})
     assert (shares[0] == 0).all()
     torch.testing.assert_close(shares[1], torch.full((2, 1, 6, 7), 0.8))
     torch.testing.assert_close(shares[2], torch.full((2, 1, 6, 7), 0.2))
@@ -254,7 +320,7 @@ def test_a_mask_of_any_size_covers_the_cells_it_covers():
     mask = torch.zeros(2, 48, 56)
     mask[0, :24] = 1
     mask[1, :, :4] = 1
-    cells = mask_on_grid(mask, 3, 6, 7)
+    cells = mask_to_latent(mask, 3, 6, 7)
     assert cells.shape == (3, 1, 6, 7) and torch.equal(cells[2], cells[0])
     assert (cells[0, 0, :3] == 1).all() and (cells[0, 0, 3:] == 0).all()
     assert (cells[1, 0, :, 0] == 0.5).all() and (cells[1, 0, :, 1:] == 0).all()
@@ -271,7 +337,7 @@ def test_fusing_is_the_sum_weighted_with_the_shares():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_a_cell_of_one_model_is_that_models_prediction_to_the_bit(dtype):
     guided = list((random(3, 2, 4, 6, 7) * 1000).to(dtype))
-    shares = model_shares(maps())
+    shares = compute_shares(maps())
     fused = fuse(guided, shares)
     assert fused.dtype == dtype
     for prediction, share in zip(guided, shares, strict=True):
@@ -287,15 +353,15 @@ def test_models_that_agree_are_reproduced_to_the_bit_whatever_the_shares():
 def test_identical_models_reproduce_plain_guidance_to_the_bit():
     scene, _ = two_models(dtype=torch.float32)
     plain = scene.base + (scene.full - scene.base) * 5.0
-    for settings in (Settings(), Settings(softness=0.5), Settings(per_channel=True)):
-        assert torch.equal(blend([scene, scene], settings, sigma=3.0).prediction, plain)
+    for settings in (MaskSettings(), MaskSettings(softness=0.5), MaskSettings(per_channel=True)):
+        assert torch.equal(blend([scene, scene], settings, unit=3.0).prediction, plain)
 
 
 def test_nothing_given_is_written_to():
     predictions = two_models()
     kept = [tensor.clone() for p in predictions for tensor in (p.base, p.full)]
     mask = torch.ones(3, 3)
-    blend(predictions, Settings(softness=1.0), sigma=2.0, force={1: mask}, forbid={1: mask})
+    blend(predictions, MaskSettings(softness=1.0), unit=2.0, force={1: mask}, forbid={1: mask})
     assert all(torch.equal(a, b) for a, b in zip(kept, [t for p in predictions for t in (p.base, p.full)], strict=True))
     assert torch.equal(mask, torch.ones(3, 3))
 
@@ -308,24 +374,23 @@ def test_nothing_given_is_written_to():
 )
 def test_a_setting_without_a_meaning_is_refused(named):
     with pytest.raises(ValueError, match=next(iter(named))):
-        Settings(**named)
+        MaskSettings(**named)
 
 
 @pytest.mark.parametrize(
     "run, says",
     [
         (lambda: log_saliency(torch.ones(1, 4, 3, 8, 8)), r"latent is \[1, 4, 3, 8, 8\]"),
-        (lambda: log_saliency(torch.ones(1, 4, 1, 8)), "1 x 8 cells is too small"),
+        (lambda: log_saliency(torch.ones(1, 4, 1, 8)), "1 x 8 pixels is too small"),
         (
             lambda: fuse([torch.ones(1, 4, 8, 8), torch.ones(1, 16, 8, 8)], torch.ones(2, 1, 1, 8, 8)),
-            "models of one latent space",
+            "models with one latent space",
         ),
-        (lambda: model_shares(maps(), forbid={0: torch.ones(2, 2)}), "forbid names model 0"),
-        (lambda: model_shares(maps(), force={3: torch.ones(2, 2)}), "force names model 3"),
-        (lambda: mask_on_grid(torch.ones(1, 1, 2, 2), 1, 2, 2), "mask must be"),
-        (lambda: mask_on_grid(torch.ones(0, 2, 2), 1, 2, 2), "mask must be"),
-        (lambda: two_models()[0].response(sigma=0.0), "sigma is 0.0"),
-        (lambda: Prediction(torch.ones(1), torch.ones(1), 5.0, text_guidance=2.0).guided(), "negative prompt"),
+        (lambda: compute_shares(maps(), forbid={0: torch.ones(2, 2)}), "forbid names model 0"),
+        (lambda: compute_shares(maps(), force={3: torch.ones(2, 2)}), "force names model 3"),
+        (lambda: mask_to_latent(torch.ones(1, 1, 2, 2), 1, 2, 2), "mask must be"),
+        (lambda: mask_to_latent(torch.ones(0, 2, 2), 1, 2, 2), "mask must be"),
+        (lambda: two_models()[0].response(0.0), "x0_per_epsilon is 0.0"),
         (lambda: blend([two_models()[0], two_models(w=16)[1]]), "different shapes"),
     ],
 )

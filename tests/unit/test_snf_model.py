@@ -54,7 +54,7 @@ def test_the_published_size():
 def test_only_the_named_rows_change_and_the_kth_place_takes_the_kth_reference(network):
     text, image = random(2, 9, WIDTH), random(2, WIDTH, seed=2)
     kept = text.clone()
-    fused = network.fused_prompt(text, image, [6, 2])
+    fused = network.fuse_prompt(text, image, [6, 2])
     assert torch.equal(text, kept), "the caller's prompt is not written to"
     others = [0, 1, 3, 4, 5, 7, 8]
     assert torch.equal(fused[:, others], text[:, others])
@@ -66,30 +66,30 @@ def test_only_the_named_rows_change_and_the_kth_place_takes_the_kth_reference(ne
 
 def test_no_reference_leaves_the_prompt_as_it_was(network):
     text = random(1, 9, WIDTH)
-    assert torch.equal(network.fused_prompt(text, random(0, WIDTH), []), text)
+    assert torch.equal(network.fuse_prompt(text, random(0, WIDTH), []), text)
 
 
 def test_the_result_has_the_dtype_of_the_prompt():
     network = Postfuse(WIDTH)
     text, image = random(1, 9, WIDTH).float(), random(1, WIDTH).half()
-    assert network.fused_prompt(text, image, [3]).dtype == torch.float32
+    assert network.fuse_prompt(text, image, [3]).dtype == torch.float32
 
 
 @pytest.mark.parametrize(
     "text, image, positions, says",
     [
-        ((1, 9, 8), (1, WIDTH), [1], "prompt's embedding is"),
-        ((9, WIDTH), (1, WIDTH), [1], "prompt's embedding is"),
-        ((1, 9, WIDTH), (1, 16), [1], "references' embeddings are"),
-        ((1, 9, WIDTH), (2, WIDTH), [1], "1 places for persons in the prompt and 2 references"),
-        ((1, 9, WIDTH), (2, WIDTH), [1, 1], "share a place"),
+        ((1, 9, 8), (1, WIDTH), [1], "encoded prompt is"),
+        ((9, WIDTH), (1, WIDTH), [1], "encoded prompt is"),
+        ((1, 9, WIDTH), (1, 16), [1], "encoded references are"),
+        ((1, 9, WIDTH), (2, WIDTH), [1], "1 persons in the prompt and 2 references"),
+        ((1, 9, WIDTH), (2, WIDTH), [1, 1], "are for the same token"),
         ((1, 9, WIDTH), (1, WIDTH), [9], "outside of the prompt"),
         ((1, 9, WIDTH), (1, WIDTH), [-1], "outside of the prompt"),
     ],
 )
 def test_what_does_not_fit_is_explained(network, text, image, positions, says):
     with pytest.raises(ValueError, match=says):
-        network.fused_prompt(random(*text), random(*image), positions)
+        network.fuse_prompt(random(*text), random(*image), positions)
 
 
 def test_every_layer_comes_from_the_operations_with_the_dtype_and_device():

@@ -15,8 +15,25 @@ def percents(timesteps):
     return [1 - t / 999 for t in timesteps]
 
 
+def stages_at(stages, found):
+    """The stage at each percent, as the guider asks for it, on a schedule whose sigma is 1 - percent."""
+    sigmas = stages.to_sigmas(lambda percent: 1.0 - percent)
+    return [sigmas.stage_at(1.0 - percent) for percent in found]
+
+
+def from_steps(start_merge_step, final_step, found):
+    """The stages of the published code's counters: bounds halfway between the two evaluations that each counter separates."""
+
+    def bound(last):
+        if last < 0:
+            return 0.0
+        return 1.0 if last + 1 >= len(found) else 0.5 * (found[last] + found[last + 1])
+
+    return Stages(bound(start_merge_step), bound(final_step))
+
+
 def counts(stages, timesteps):
-    found = [stages.at(percent) for percent in percents(timesteps)]
+    found = stages_at(stages, percents(timesteps))
     assert found == sorted(found)
     return tuple(found.count(stage) for stage in Stage)
 
@@ -32,34 +49,33 @@ def test_a_run_with_the_defaults_costs_what_the_published_setting_costs():
 
 @pytest.mark.parametrize("timesteps, expected", [(PNDM, (16, 15, 20)), (DDIM, (16, 15, 19))])
 def test_step_bounds_are_inclusive(timesteps, expected):
-    assert counts(Stages.from_steps(15, 30, percents(timesteps)), timesteps) == expected
+    assert counts(from_steps(15, 30, percents(timesteps)), timesteps) == expected
 
 
 @pytest.mark.parametrize("start, final", [(-1, -1), (-1, 0), (0, 0), (0, 48), (10, 40), (48, 49), (49, 60), (7, 7)])
 def test_step_bounds_agree_with_the_counters(start, final):
-    stages = Stages.from_steps(start, final, percents(DDIM))
+    stages = from_steps(start, final, percents(DDIM))
     expected = [Stage.SCENE if i <= start else Stage.FUSION if i <= final else Stage.SUBJECT for i in range(50)]
-    assert [stages.at(percent) for percent in percents(DDIM)] == expected
+    assert stages_at(stages, percents(DDIM)) == expected
 
 
 @pytest.mark.parametrize("start, end, stage", [(0.0, 0.0, Stage.SUBJECT), (0.0, 1.0, Stage.FUSION), (1.0, 1.0, Stage.SCENE)])
 @pytest.mark.parametrize("percent", [-1e-6, 0.0, 0.5, 1.0, 1.0 + 1e-6])
 def test_a_closed_end_holds_whatever_a_scheduler_rounds(start, end, stage, percent):
     stages = Stages(start, end)
-    assert stages.at(percent) == stage
-    assert stages.in_sigmas(sd15_sigma).at(sd15_sigma(percent)) == stage
+    assert stages_at(stages, [percent]) == [stage]
+    assert stages.to_sigmas(sd15_sigma).stage_at(sd15_sigma(percent)) == stage
 
 
 def test_a_bound_belongs_to_the_later_stage():
     stages = Stages(0.25, 0.75)
-    assert [stages.at(p) for p in (0.2499, 0.25, 0.7499, 0.75)] == [Stage.SCENE, Stage.FUSION, Stage.FUSION, Stage.SUBJECT]
-    sigmas = stages.in_sigmas(lambda percent: 1 - percent)
-    assert [sigmas.at(s) for s in (0.7501, 0.75, 0.2501, 0.25)] == [Stage.SCENE, Stage.FUSION, Stage.FUSION, Stage.SUBJECT]
+    sigmas = stages.to_sigmas(lambda percent: 1 - percent)
+    assert [sigmas.stage_at(s) for s in (0.7501, 0.75, 0.2501, 0.25)] == [Stage.SCENE, Stage.FUSION, Stage.FUSION, Stage.SUBJECT]
 
 
 def test_equal_bounds_leave_no_fusion():
     stages = Stages(0.5, 0.5)
-    assert [stages.at(p) for p in (0.0, 0.49, 0.5, 1.0)] == [Stage.SCENE, Stage.SCENE, Stage.SUBJECT, Stage.SUBJECT]
+    assert stages_at(stages, (0.0, 0.49, 0.5, 1.0)) == [Stage.SCENE, Stage.SCENE, Stage.SUBJECT, Stage.SUBJECT]
 
 
 BETAS = [(0.00085**0.5 + (0.012**0.5 - 0.00085**0.5) * t / 999) ** 2 for t in range(1000)]
@@ -72,10 +88,10 @@ def sd15_sigma(percent):
     return math.sqrt((1 - alpha) / alpha)
 
 
-def test_sigmas_part_the_published_evaluations_as_percents_do():
+def test_sigmas_separate_the_published_evaluations_as_percents_do():
     stages = Stages()
-    sigmas = stages.in_sigmas(sd15_sigma)
-    assert [sigmas.at(sd15_sigma(p)) for p in percents(PNDM)] == [stages.at(p) for p in percents(PNDM)]
+    sigmas = stages.to_sigmas(sd15_sigma)
+    assert [sigmas.stage_at(sd15_sigma(p)) for p in percents(PNDM)] == stages_at(stages, percents(PNDM))
     assert 3.093 < sigmas.start < 3.348 and 1.094 < sigmas.end < 1.168
 
 

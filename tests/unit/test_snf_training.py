@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 from pack.py.snf.model import Postfuse
-from pack.py.snf.training import Drops, fused_batch, localisation_loss, region_of_loss, token_attention
+from pack.py.snf.training import Drops, fuse_batch, localisation_loss, loss_region, token_attention
 
 
 def generator(seed=0):
@@ -23,7 +23,7 @@ def test_drops_come_as_often_as_published():
 def test_the_loss_counts_inside_of_all_persons_or_everywhere():
     masks = torch.zeros(3, 2, 4, 4)
     masks[0, 0, :2], masks[0, 1, :, 3], masks[1, 0] = 1, 1, 0.5
-    region = region_of_loss(masks, torch.tensor([True, False, True]))
+    region = loss_region(masks, torch.tensor([True, False, True]))
     assert torch.equal(region[0, 0], masks[0].amax(dim=0))
     assert region[1].eq(1).all(), "not masked"
     assert region[2].eq(1).all(), "nobody there"
@@ -33,7 +33,7 @@ def test_only_the_used_persons_rows_change_and_each_by_its_own_picture():
     postfuse, text = Postfuse(8), torch.randn(2, 5, 8, generator=generator())
     embeds = torch.randn(2, 2, 8, generator=generator(1), requires_grad=True)
     positions, used = torch.tensor([[1, 3], [2, 0]]), torch.tensor([[True, True], [True, False]])
-    found = fused_batch(postfuse, text, embeds, positions, used)
+    found = fuse_batch(postfuse, text, embeds, positions, used)
     expected = text.clone()
     for picture, reference in used.nonzero().tolist():
         row = text[picture, positions[picture, reference]]
@@ -41,7 +41,7 @@ def test_only_the_used_persons_rows_change_and_each_by_its_own_picture():
     torch.testing.assert_close(found, expected)
     (found * torch.randn(found.shape, generator=generator(2))).sum().backward()
     assert embeds.grad[1, 1].eq(0).all() and embeds.grad[0].ne(0).any(dim=-1).all()
-    assert fused_batch(postfuse, text, embeds, positions, torch.zeros(2, 2, dtype=torch.bool)) is text
+    assert fuse_batch(postfuse, text, embeds, positions, torch.zeros(2, 2, dtype=torch.bool)) is text
 
 
 def test_token_attention_is_the_column_of_a_softmax():

@@ -18,7 +18,7 @@ from ....py.playground import world
 from ....py.playground.subjects import Example, draw_example
 from ....py.playground.vocabulary import encode_padded
 from ....py.snf.model import Postfuse
-from ....py.snf.training import Drops, Predict, fused_batch, region_of_loss, subject_loss
+from ....py.snf.training import Drops, Predict, fuse_batch, loss_region, subject_loss
 from ...training.loop import Schedule, fit
 from ..dataset import in_chunks, in_parallel
 from .base import alphas_cumprod, diffusion_loss
@@ -119,9 +119,9 @@ def train(nets: Networks, folder: Path, schedule: Schedule = SCHEDULE, examples:
         with torch.no_grad():
             text = nets.text(tokens).float()
         embeds = nets.end(data["states"][references.clamp(min=0)].flatten(0, 1).float()).float()
-        context = fused_batch(nets.postfuse, text, embeds.unflatten(0, references.shape), positions, used)
+        context = fuse_batch(nets.postfuse, text, embeds.unflatten(0, references.shape), positions, used)
         # The loss squares the region, so the hair's weight goes in by its root.
-        region = region_of_loss(masks, masked | ~data["plain"][rows]) * (1 + (HAIR - 1) * data["hair"][rows].float()).sqrt()
+        region = loss_region(masks, masked | ~data["plain"][rows]) * (1 + (HAIR - 1) * data["hair"][rows].float()).sqrt()
 
         def denoising(predict: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
             return diffusion_loss(predict, data["latents"][rows].float(), rng, alphas, region)

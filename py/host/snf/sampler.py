@@ -1,4 +1,4 @@
-"""The all-in-one sampler of noise fusion: what KSampler does, with a guider of ours."""
+"""The all-in-one node of noise fusion: what KSampler does, with a FusionGuider."""
 
 from __future__ import annotations
 
@@ -10,14 +10,22 @@ import comfy.samplers
 import comfy.utils
 import torch
 
+from .. import inputs
+
+NODE = "Subject Fusion Sampler (SNF)"
 SAMPLERS = comfy.samplers.KSampler.SAMPLERS
 SCHEDULERS = comfy.samplers.KSampler.SCHEDULERS
 
 
 def sample(guider: Any, latent: dict, seed: int, steps: int, sampler: str, scheduler: str, denoise: float) -> dict:
-    """The LATENT that KSampler would give with this guider in place of its own; noise masks and previews included."""
+    """The LATENT that KSampler would give with this guider instead of its own; noise masks and previews included."""
     import latent_preview
 
+    seed = inputs.check_integer(seed, NODE, "seed", 0, 2**64 - 1)
+    steps = inputs.check_integer(steps, NODE, "steps", 1, 10000)
+    denoise = inputs.check_number(denoise, NODE, "denoise", 0.0, 1.0)
+    inputs.check_choice(sampler, NODE, "sampler_name", SAMPLERS)
+    inputs.check_choice(scheduler, NODE, "scheduler", SCHEDULERS)
     samples = comfy.sample.fix_empty_latent_channels(guider.model_patcher, latent["samples"])
     noise = comfy.sample.prepare_noise(samples, seed, latent.get("batch_index"))
     device = guider.model_patcher.load_device

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from pack.py.snf.fusion import Prediction, blend
+from pack.py.snf.fusion import fuse, guidance_response, log_saliency, saliency_shares
 from pack.py.snf.model import Postfuse
 from pack.py.snf.schedule import Stage, Stages
 
@@ -13,8 +13,17 @@ SNF = "SNF (Face-diffuser)"
 LAST_TIMESTEP = 999
 
 
+def guided(base, full, guidance):
+    """Classifier-free guidance, which is the host's in the node."""
+    return base + (full - base) * guidance
+
+
 def fused(scene_null, scene_text, subject_text, subject_aug, guidance):
-    return blend([Prediction(scene_null, scene_text, guidance), Prediction(subject_text, subject_aug, guidance)])
+    """Prediction, shares and log maps, computed as the guider computes them."""
+    models = (scene_null, scene_text), (subject_text, subject_aug)
+    responses = [guidance_response(full, base, guidance) for base, full in models]
+    shares = saliency_shares(responses)
+    return fuse([guided(*model, guidance) for model in models], shares), shares, [log_saliency(r) for r in responses]
 
 
 @register(SNF, "fuse")
@@ -22,34 +31,37 @@ def fused(scene_null, scene_text, subject_text, subject_aug, guidance):
 @register(SNF, "zero_subject")
 def fuse_case(weights, inputs, config):
     branches = (inputs[name] for name in ("eps_T_null", "eps_T_text", "eps_S_text", "eps_S_aug"))
-    result = fused(*branches, config["guidance_scale"])
-    scene, subject = result.log_maps[:, :, 0].exp()
-    return {"fused": result.prediction, "mask": result.shares[1, :, 0], "saliency_T": scene, "saliency_S": subject}
+    prediction, shares, log_maps = fused(*branches, config["guidance_scale"])
+    scene, subject = (log_map[:, 0].exp() for log_map in log_maps)
+    return {"fused": prediction, "mask": shares[1, :, 0], "saliency_T": scene, "saliency_S": subject}
 
 
-def branches_of(timesteps, config):
-    """The stage of every evaluation, by percent."""
-    percents = [1 - t / LAST_TIMESTEP for t in timesteps]
-    stages = Stages.from_steps(config["start_merge_step"], config["final_step"], percents)
-    return [int(stages.at(percent)) for percent in percents]
+def stage_numbers(timesteps, config):
+    """The stage of every evaluation, for bounds halfway between the evaluations that the published counters separate."""
+
+    def bound(last):
+        return 1 - 0.5 * (timesteps[last] + timesteps[last + 1]) / LAST_TIMESTEP
+
+    stages = Stages(bound(config["start_merge_step"]), bound(config["final_step"]))
+    sigmas = stages.to_sigmas(lambda percent: (1 - percent) * LAST_TIMESTEP)
+    return [int(sigmas.stage_at(t)) for t in timesteps]
 
 
 @register(SNF, "stage_trace")
 def stage_trace(weights, inputs, config):
     timesteps, guidance = inputs["timesteps"].tolist(), config["guidance_scale"]
     pndm_timesteps = timesteps[:2] + timesteps[1:]  # the released scheduler asks twice at its second timestep
-    stages, pndm_stages = branches_of(timesteps, config), branches_of(pndm_timesteps, config)
+    stages, pndm_stages = stage_numbers(timesteps, config), stage_numbers(pndm_timesteps, config)
     x, latents, masks, noise = inputs["latents"], [], [], {}
     for step, stage in enumerate(stages):
         coefficients = inputs["coef"][step]
         branches = [k[0] * x + k[1] * p + k[2] * q for k, p, q in zip(coefficients, inputs["P"], inputs["Q"])]
         if stage == Stage.FUSION:
-            result = fused(*branches, guidance)
-            eps = result.prediction
-            masks.append(result.shares[1, 0, 0])
+            eps, shares, _ = fused(*branches, guidance)
+            masks.append(shares[1, 0, 0])
         else:
             pair = branches[:2] if stage == Stage.SCENE else branches[2:]
-            eps = Prediction(*pair, guidance).guided()
+            eps = guided(*pair, guidance)
         a, before = float(inputs["alpha_t"][step]), float(inputs["alpha_prev"][step])
         x0 = (x - (1 - a) ** 0.5 * eps) / a**0.5
         x = before**0.5 * x0 + (1 - before) ** 0.5 * eps
@@ -78,5 +90,5 @@ def postfuse(weights, inputs, config):
     network = Postfuse(config["embed_dim"])
     network.load_state_dict(weights)
     positions = inputs["positions"].tolist()
-    fused_prompt = network.fused_prompt(inputs["text"], inputs["image_embeds"], positions)
+    fused_prompt = network.fuse_prompt(inputs["text"], inputs["image_embeds"], positions)
     return {"rows": fused_prompt[0, positions]}
