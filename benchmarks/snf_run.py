@@ -1,10 +1,10 @@
-"""What a fused sampling run costs: how often its models are asked, and everything besides.
+"""What a fused sampling run costs: how often its models are evaluated, and everything besides.
 
     EXEMPLARY_HOST=<ComfyUI folder> python -P benchmarks/snf_run.py [--quick]
 
-Passes are counted on tiny models, a pass being one latent through one UNet. The published demonstration asks at 51 noise levels (its
+Passes are counted on tiny models, a pass being one latent through one UNet. The published demonstration evaluates at 51 noise levels (its
 sampler repeats the second of 50): 16 for the scene, 15 for both, 20 for the subject, two passes each, 132 in all. The rest of the cost is
-measured on a full-size SD1.5 UNet with random weights, 64 x 64 cells, both models at every evaluation: the dearest stage.
+measured on a full-size SD1.5 UNet with random weights, a latent of 64 x 64, both models at every evaluation: the most expensive stage.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def figures(quick: bool) -> Iterator[dict]:
     yield _exactly("noise fusion, passes of 20 Euler steps", asked, least)
     with one_thread():
         share = _besides(1 if quick else 4)
-    yield at_most("noise fusion, everything besides the models, 64 x 64 cells, share of the run", share, "", MOST_BESIDES)
+    yield at_most("noise fusion, everything besides the models, 64 x 64 latent, share of the run", share, "", MOST_BESIDES)
 
 
 def _exactly(name: str, value: int, target: int) -> dict:
@@ -47,7 +47,7 @@ def _exactly(name: str, value: int, target: int) -> dict:
 
 
 def _published_sampler(model, x, sigmas, extra_args=None, callback=None, disable=None):
-    """Asks at the noise levels of the published code's sampler; what it makes of the answers does not matter here."""
+    """Evaluates at the noise levels of the published code's sampler; its results do not matter here."""
     levels = model.inner_model.inner_model.model_sampling.sigmas
     for step, t in enumerate(PUBLISHED_TIMESTEPS):
         denoised = model(x, levels[t] * x.new_ones(x.shape[0]), **(extra_args or {}))
