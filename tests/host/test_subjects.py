@@ -14,7 +14,7 @@ from pack.py.playground import vocabulary
 from pack.py.playground.subjects import MARKER, draw_example, held_out_pairings
 from pack.py.snf import checkpoint
 from pack.py.snf.model import Postfuse
-from pack.py.snf.training import is_trained
+from pack.py.snf.training import is_trained, is_trained_in_encoder
 from safetensors.torch import load_file, save_file
 
 WIDTH = playground.CONTEXT_DIM
@@ -23,8 +23,8 @@ WIDTH = playground.CONTEXT_DIM
 def small_file(path, amount=0.01):
     """A small subject model whose every changed weight is the base's plus `amount`."""
     layers = image_encoder.CONFIG["num_hidden_layers"]
-    unet = {k: v + amount for k, v in playground.read_weights("unet").items() if subject.trained(k)}
-    tower = {k: v + amount for k, v in playground.read_weights("image_encoder").items() if subject.trained_in_tower(k, layers)}
+    unet = {k: v + amount for k, v in playground.read_weights("unet").items() if is_trained(k)}
+    tower = {k: v + amount for k, v in playground.read_weights("image_encoder").items() if is_trained_in_encoder(k, layers)}
     state = checkpoint.join_partial(unet, tower, Postfuse(WIDTH).state_dict())
     save_file({k: v.half().contiguous() for k, v in state.items()}, path)
     return state
@@ -67,7 +67,7 @@ def test_a_small_file_is_laid_over_the_playgrounds_base(loaded):
     model, vision, fuser = loaded
     base, found = playground.read_weights("unet"), model.model.diffusion_model.state_dict()
     changed = {key for key in base if not torch.equal(found[key].half(), base[key])}
-    assert changed == {key for key in base if subject.trained(key)} and len(changed) < len(base)
+    assert changed == {key for key in base if is_trained(key)} and len(changed) < len(base)
     assert fuser.width == WIDTH and vision.image_size == 128
     assert playground.load_model().model.diffusion_model is not model.model.diffusion_model
 
