@@ -17,10 +17,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ...py.evaluation.features import frechet_distance
 from ...py.evaluation.judges import clip_embedders
 from ...py.evaluation.regions import COMPONENTS, mixture_of, quality, region, region_scores
 from ...py.evaluation.table import table
+from .features import frechet_distance
 
 log = logging.getLogger("exemplary")
 

@@ -16,13 +16,13 @@ from torch import Tensor
 
 from ...py.evaluation import judges
 from ...py.evaluation.detection import Judge, Outcome, Wanted, outcomes
-from ...py.evaluation.features import clip_score
 from ...py.evaluation.table import table
 from ...py.host import playground
 from ...py.host.evaluation.instances import PLAYGROUND, Score, judge_named
 from ..training.files import IMAGE_ENDINGS
 from ..training.images import open_rgb, to_tensor
 from ..training.layout_data import LayoutEntry, read_layouts
+from .features import clip_score
 
 log = logging.getLogger("exemplary")
 

@@ -13,7 +13,7 @@ from ...py.host import folders
 from ...py.host.paint_by_example import loader as paint_by_example
 from ...py.host.paint_by_example import prepare as paint_by_example_stitch
 from ...py.imaging.crop import grown
-from ..playground.paint_by_example import FILE
+from ..playground.paint_by_example_networks import FILE
 from . import placing
 from .placing import Placing
 from .playground import Figure

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
-from ...py.evaluation.features import frechet_distance
 from ...py.playground.detector import (
     Found,
     SceneDetector,
@@ -24,7 +23,8 @@ from ...py.playground.detector import (
 )
 from ...py.playground.scene import Instance, Scene
 from ...py.playground.scenes import HELD_OUT, KINDS, draw_scene
-from ...py.playground.subjects import Pairing, held_out_pairings
+from ..playground.persons import Pairing, held_out_pairings
+from .features import frechet_distance
 
 #: Makes one picture a prompt: (prompts, seeds) -> [b, 3, h, w] in 0..1.
 Paint = Callable[[Sequence[str], Sequence[int]], Tensor]

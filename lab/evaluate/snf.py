@@ -12,8 +12,8 @@ from ...py.host import folders
 from ...py.host.snf import guider as snf
 from ...py.host.snf import sampler as snf_sampling
 from ...py.host.snf import subjects
-from ...py.playground.subjects import Pairing
 from ...py.snf.schedule import Stages
+from ..playground.persons import Pairing
 from . import playground as measures
 from .setup import CFG, SAMPLER, SCHEDULER, STEPS, Studio, records
 

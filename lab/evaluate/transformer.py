@@ -17,7 +17,8 @@ from ...py.playground.detector import stands_in
 from ...py.playground.scene import Scene
 from ...py.playground.world import article
 from ..playground.recipes.transformer_data import draw_reference
-from . import ca2sis, face_edits, sampling
+from ..training import sampling
+from . import ca2sis, face_edits
 from . import playground as measures
 from .playground import Figure
 from .setup import Studio, records
@@ -39,7 +40,7 @@ class TransformerStudio(Studio):
     ) -> Tensor:
         """One image [1, 3, side, side] in 0..1, as KSampler and VAEDecode make it."""
         negative = negative if negative is not None else self.encode("")
-        return sampling.picture(
+        return sampling.sample_image(
             model, self.vae, positive, negative, seed, steps=steps, cfg=CFG, side=side, sampler=SAMPLER, scheduler=SCHEDULER
         )
 
@@ -70,7 +71,9 @@ def paint_references(studio: TransformerStudio, scene: Scene, images: Sequence[T
 
 def reference_figures(studio: TransformerStudio, count: int) -> list[Figure]:
     """The right object from the right reference in its region, and what swapped references do."""
-    pairs, right, swapped = reference_pairs(count), [], []
+    pairs = reference_pairs(count)
+    right: list[bool] = []
+    swapped: list[bool] = []
     for seed, (scene, images, other) in enumerate(pairs):
         first, second = scene.instances
         for results, given, expected in ((right, images, (first, second)), (swapped, other, (second, first))):

@@ -20,8 +20,8 @@ from ...py.snf import checkpoint as snf_checkpoint
 from ...py.snf.training import is_trained, is_trained_in_encoder
 from ..trainers import am_adapter as am_adapter_training
 from ..trainers import ifadapter as ifadapter_training
-from . import paint_by_example as paint_by_example_networks
-from . import subject as subject_networks
+from . import paint_by_example_networks as paint_by_example_networks
+from . import subject_networks as subject_networks
 from .export import INITIAL_SEED, finished, finished_base, finished_encoder, ship
 from .faces import CLASSES as FACE_CLASSES
 from .recipes import am_adapter, ca2sis, ifadapter, image_encoder, paint_by_example, subject

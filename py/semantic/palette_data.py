@@ -2,7 +2,7 @@
 
 Sources: Cityscapes' own label table (train ids; BDD100K uses the same), color150.mat and objectInfo150 of the MIT scene parsing
 benchmark (first synonym), labels.txt of COCO-Stuff (its 182 ids; no colours are published), CelebAMask-HQ's label order with the
-colours that its mask tools draw. The playground's classes live in `py/playground/world.py`.
+colours that its mask tools draw.
 """
 
 from __future__ import annotations
@@ -91,3 +91,38 @@ desk, desk stuff
 windowpane, window, window other
 food, food other
 """
+
+#: The playground's classes, name -> colour. Orders are frozen: weights are trained on them, so append, never insert.
+PLAYGROUND: dict[str, tuple[int, int, int]] = {
+    "backdrop": (128, 128, 128),
+    "sky": (70, 130, 180),
+    "grass": (107, 142, 35),
+    "road": (128, 64, 128),
+    "house": (70, 70, 70),
+    "roof": (165, 42, 42),
+    "window": (255, 236, 139),
+    "tree": (0, 100, 0),
+    "car": (0, 0, 142),
+    "person": (220, 20, 60),
+    "ball": (255, 85, 0),
+    "box": (0, 170, 255),
+    "star": (255, 255, 0),
+    "heart": (255, 0, 127),
+    "fish": (0, 255, 170),
+    "cup": (170, 0, 255),
+    "moon": (170, 255, 0),
+    "ring": (255, 170, 255),
+    "skin": (255, 200, 150),
+    "hair": (102, 51, 0),
+    "brow": (60, 0, 60),
+    "eye": (0, 255, 255),
+    "nose": (200, 100, 50),
+    "mouth": (204, 0, 0),
+    "clothes": (0, 0, 255),
+    "glasses": (0, 60, 60),
+    "sand": (240, 220, 110),
+    "sea": (0, 0, 204),
+    "snow": (230, 230, 255),
+    "wall": (190, 153, 153),
+    "floor": (152, 100, 64),
+}

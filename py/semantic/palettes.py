@@ -9,7 +9,6 @@ from functools import cache
 
 import numpy as np
 
-from ..playground import world
 from . import palette_data
 
 Colour = tuple[int, int, int]
@@ -178,7 +177,7 @@ def named_palette(name: str) -> Palette:
     if name == "CelebAMask-HQ":
         return replace(_parsed(name, palette_data.CELEBAMASK_HQ), void_colour=(255, 255, 255))
     if name == "playground":
-        return Palette(name, tuple(world.CLASSES), tuple(world.CLASSES.values()))
+        return Palette(name, tuple(palette_data.PLAYGROUND), tuple(palette_data.PLAYGROUND.values()))
     raise ValueError(f"palette: {name!r} is not known; choose one of: {', '.join(PALETTE_NAMES)}.")
 
 

@@ -10,7 +10,7 @@ import exemplars
 import folder_paths
 import pytest
 import torch
-from pack.lab.playground import paint_by_example as playground_training
+from pack.lab.playground import paint_by_example_networks as playground_training
 from pack.lab.playground.recipes import paint_by_example as recipe
 from pack.lab.trainers import paint_by_example as paint_by_example_training
 from pack.lab.training.loop import Schedule

@@ -17,6 +17,7 @@ import folder_paths
 import numpy as np
 import pytest
 import torch
+from pack.lab.playground.persons import MARKER, draw_example
 from pack.lab.trainers import snf as snf_training
 from pack.lab.training import persons_data, sampling
 from pack.lab.training.frozen_base import FrozenBase
@@ -24,7 +25,6 @@ from pack.lab.training.recipe import run_recipe
 from pack.nodes import snf as nodes
 from pack.py.host import folders, playground
 from pack.py.host.snf import subjects
-from pack.py.playground.subjects import MARKER, draw_example
 from pack.py.snf import checkpoint
 from pack.py.snf.training import is_trained
 from PIL import Image

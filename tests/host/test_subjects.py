@@ -5,13 +5,13 @@ from __future__ import annotations
 import folder_paths
 import pytest
 import torch
-from pack.lab.playground import subject as subject_training
+from pack.lab.playground import subject_networks as subject_training
+from pack.lab.playground.persons import MARKER, draw_example, held_out_pairings
 from pack.lab.playground.recipes import image_encoder, subject
 from pack.nodes import snf as nodes
 from pack.py.host import folders, playground
 from pack.py.host.snf import subjects
 from pack.py.playground import vocabulary
-from pack.py.playground.subjects import MARKER, draw_example, held_out_pairings
 from pack.py.snf import checkpoint
 from pack.py.snf.model import Postfuse
 from pack.py.snf.training import is_trained, is_trained_in_encoder

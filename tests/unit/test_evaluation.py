@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+from pack.lab.evaluate.features import clip_score, frechet_distance
 from pack.py.evaluation.detection import Detection, Outcome, Wanted, average_precision, iou, mean_overlap, outcomes, success_rate
-from pack.py.evaluation.features import clip_score, frechet_distance
 from pack.py.evaluation.judges import DetectorJudge, clip_embedders, from_folders
 from pack.py.evaluation.table import table
 

@@ -1,10 +1,14 @@
-"""The rules of the house, read off the syntax trees: who imports whom, how long files are, what production code may not hold."""
+"""The layout's rules, read off the syntax trees: who imports whom, how long files are, what production code must not contain.
+
+The five rules are CONTRIBUTING.md's "Where code lives".
+"""
 
 from __future__ import annotations
 
 import ast
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,8 +19,14 @@ HOST_MODULES = {
     "node_helpers", "nodes", "server",
 }  # fmt: skip
 TECHNIQUES = {"am_adapter", "ifadapter", "snf", "paint_by_example", "ca2sis"}
-#: What a technique may import besides torch, einops and the standard library: what two techniques share.
-SHARED = {"semantic", "weight_files"}
+#: What a technique may import of the pack besides itself: what two techniques share.
+SHARED = {"semantic", "imaging", "joint", "weight_files"}
+#: What it may import of others besides the standard library; files of weights need two more.
+PAPER = {"torch", "einops", "torchvision"}
+OF_CHECKPOINTS = {"safetensors", "numpy"}
+#: Modules of `py/` that no node needs: the papers' training objectives, which stay beside the paper's other equations.
+WITHOUT_A_NODE = {f"pack.py.{technique}.training" for technique in TECHNIQUES}
+ARROWS = 81  # import arrows between the places of py/host at most: half of what they were when it was one flat folder
 LINES = 500
 
 
@@ -46,8 +56,99 @@ def named(path: Path) -> str:
     return str(path.relative_to(ROOT))
 
 
+def module_of(path: Path) -> str:
+    """The dotted name of a file of the pack."""
+    return ".".join(("pack", *path.relative_to(ROOT).with_suffix("").parts)).removesuffix(".__init__")
+
+
+MODULES = {module_of(path): path for path in PRODUCTION}
+
+
+def imported_modules(name: str) -> set[str]:
+    """The pack's modules that a module imports, wherever in the file."""
+    path = MODULES[name]
+    package = name.split(".") if path.name == "__init__.py" else name.split(".")[:-1]
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            base = ".".join([*package[: len(package) - node.level + 1], *([node.module] if node.module else [])])
+            found |= {f"{base}.{alias.name}" if f"{base}.{alias.name}" in MODULES else base for alias in node.names}
+    return (found & set(MODULES)) - {name}
+
+
+IMPORTS = {name: imported_modules(name) for name in MODULES}
+
+
+def place_of(name: str) -> str:
+    """The place of a module inside py/host: a technique's package or a general file."""
+    return name.split(".")[3] if name.count(".") > 2 else ""
+
+
+def test_what_no_node_needs_is_in_the_lab():
+    """Rule 5: every module of py/ is reached from a node, and nothing that a node reaches is in lab/."""
+    reached: set[str] = set()
+    waiting = ["pack", *(name for name in MODULES if name.startswith("pack.nodes"))]
+    while waiting:
+        name = waiting.pop()
+        if name not in reached:
+            reached.add(name)
+            waiting += [*IMPORTS[name], *([name.rpartition(".")[0]] if name.rpartition(".")[0] in MODULES else [])]
+    assert not [name for name in reached if name.startswith("pack.lab")]
+    packages = {name for name, path in MODULES.items() if path.name == "__init__.py"}
+    unreached = {name for name in MODULES if name.startswith("pack.py.")} - reached - packages
+    assert unreached == WITHOUT_A_NODE & set(MODULES)
+
+
+def test_no_import_goes_in_a_circle():
+    order: dict[str, int] = {}
+
+    def visit(name: str, above: tuple[str, ...]) -> None:
+        assert name not in above, " -> ".join([*above[above.index(name) :], name])
+        if name not in order:
+            for each in sorted(IMPORTS[name]):
+                # A package's own file is imported with every module of it; what it imports back is its own content.
+                if not (MODULES[each].name == "__init__.py" and name.startswith(f"{each}.")):
+                    visit(each, (*above, name))
+            order[name] = len(order)
+
+    for name in sorted(MODULES):
+        visit(name, ())
+
+
+def test_the_places_of_the_host_package_depend_on_few_others(record_property, capsys):
+    """Rule 2: the techniques are side by side, none imports another, and the arrows between the places stay few."""
+    inside = [name for name in MODULES if name.startswith("pack.py.host.")]
+    arrows = {(place_of(a), place_of(b)) for a in inside for b in IMPORTS[a] & set(inside) if place_of(a) != place_of(b)}
+    record_property("arrows", len(arrows))
+    with capsys.disabled():
+        print(f" [{len(arrows)} import arrows between {len({place_of(name) for name in inside})} places of py/host]", end="")  # noqa: T201
+    assert not [arrow for arrow in arrows if set(arrow) <= TECHNIQUES]
+    assert len(arrows) <= ARROWS
+
+
+@pytest.mark.parametrize("path", sources(*(f"py/{technique}" for technique in TECHNIQUES)), ids=named)
+def test_the_paper_needs_torch_and_einops_only(path):
+    """Rule 1."""
+    used = {module.split(".")[0] for module, level in imports(path) if level == 0} - set(sys.stdlib_module_names)
+    allowed = PAPER - ({"torchvision"} if path.name != "training.py" else set())
+    assert used <= allowed | (OF_CHECKPOINTS if path.name == "checkpoint.py" else set())
+
+
+def test_what_is_imported_is_declared():
+    declared = {re.split(r"[<>=!~; ]", line)[0].lower() for line in (ROOT / "requirements.txt").read_text().split()}
+    names = {"PIL": "pillow", "sklearn": "scikit-learn"}
+    optional = {"accelerate", "sklearn"}  # training and measuring name them when they are missing
+    used = {module.split(".")[0] for path in PRODUCTION for module, level in imports(path) if level == 0}
+    used -= set(sys.stdlib_module_names) | HOST_MODULES | {"utils", "pack"}
+    assert {names.get(name, name) for name in used - optional} <= declared
+
+
+def test_the_palettes_know_nothing_of_the_playground():
+    assert not [name for name in MODULES if name.startswith("pack.py.semantic") for each in IMPORTS[name] if "playground" in each]
+
+
 @pytest.mark.parametrize("path", PRODUCTION, ids=named)
-def test_only_the_host_rooms_import_the_host(path):
+def test_only_the_host_package_imports_the_host(path):
     allowed = {"comfy_api"} if path.parent.name == "nodes" or path.parent == ROOT else set()
     if path.is_relative_to(ROOT / "py" / "host") or path.is_relative_to(ROOT / "lab"):
         allowed = HOST_MODULES
@@ -63,7 +164,7 @@ def test_the_pack_imports_itself_relatively(path):
 
 
 @pytest.mark.parametrize("path", sources(*(f"py/{technique}" for technique in TECHNIQUES)), ids=named)
-def test_no_technique_imports_another_nor_the_host_rooms_nor_the_nodes(path):
+def test_no_technique_imports_another_nor_the_host_package_nor_the_nodes(path):
     deep = len(path.relative_to(ROOT / "py").parts)
     outside = {module.split(".")[0] for module, level in imports(path) if level == deep and module}
     assert outside <= SHARED
@@ -112,13 +213,11 @@ def test_what_is_public_says_what_it_is(path):
             assert schema or ast.get_docstring(node), f"{node.name} has no docstring"
 
 
-def test_there_is_no_room_for_everything():
-    assert not [path for path in sources("py", "nodes") if re.search(r"util|helper|misc|common", path.stem)]
+def test_no_module_is_for_everything():
+    assert not [path for path in sources("py", "nodes", "lab") if re.search(r"util|helper|misc|common", path.stem)]
 
 
 def test_the_development_tools_need_only_the_standard_library():
-    import sys
-
     inside = {"inside.py": {"comfy", "torch"}, "sheet.py": {"PIL"}}
     for path in [ROOT / "dev.py", *sources("devtools")]:
         foreign = (

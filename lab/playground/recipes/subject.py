@@ -15,12 +15,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ....py.playground import world
-from ....py.playground.subjects import Example, draw_example
 from ....py.playground.vocabulary import encode_padded
 from ....py.snf.model import Postfuse
 from ....py.snf.training import Drops, Predict, fuse_batch, loss_region, subject_loss
 from ...training.loop import Schedule, fit
 from ..dataset import in_chunks, in_parallel
+from ..persons import PersonExample, draw_example
 from .base import alphas_cumprod, diffusion_loss
 from .image_encoder import normalise
 
@@ -55,7 +55,7 @@ class Networks:
     predict: Predict
 
 
-def _prepared(examples: list[Example], nets: Networks) -> dict[str, Tensor]:
+def _prepared(examples: list[PersonExample], nets: Networks) -> dict[str, Tensor]:
     """Everything of some examples that no training step changes."""
     images = torch.stack([torch.from_numpy(e.scene.image) for e in examples]).permute(0, 3, 1, 2)
     pictures = torch.stack([torch.from_numpy(r) for e in examples for r in e.references]).permute(0, 3, 1, 2)

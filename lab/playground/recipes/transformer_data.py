@@ -13,10 +13,10 @@ from ....py.playground import portraits
 from ....py.playground.canvas import Canvas
 from ....py.playground.objects import draw_object
 from ....py.playground.scenes import SIDE, draw_scene
-from ....py.playground.subjects import draw_example
 from ....py.playground.vocabulary import encode_padded
 from ....py.playground.world import BACKDROPS, article, join
 from ..dataset import MIX, in_chunks, in_parallel
+from ..persons import draw_example
 
 REFERENCE_SIDE = 64
 REFERENCES = 2  # at most, per scene

@@ -6,20 +6,20 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..snf.model import MARKER
-from .figures import Identity, random_identity
-from .portraits import draw_people, draw_portrait, where
-from .scene import Scene
-from .scenes import SIDE
-from .vocabulary import encode
-from .world import BACKDROPS, PLACES
+from ...py.playground.figures import Identity, random_identity
+from ...py.playground.portraits import draw_people, draw_portrait, where
+from ...py.playground.scene import Scene
+from ...py.playground.scenes import SIDE
+from ...py.playground.vocabulary import encode
+from ...py.playground.world import BACKDROPS, PLACES
+from ...py.snf.model import MARKER
 
 #: One round of training pictures. The subject model is to know persons; places it sees only where they do not count.
 MIX = ("portrait", "single", "portrait", "pair", "place single", "place pair")
 
 
 @dataclass
-class Example:
+class PersonExample:
     """One picture and its persons.
 
     `prompt` has a marker behind each person's word, in the order of `people` (left to right, the order of the scene's instances);
@@ -60,7 +60,7 @@ def reference_of(who: Identity, rng: np.random.Generator, side: int = SIDE, nois
 
 @dataclass
 class Pairing:
-    """Persons and the place where they are wanted, never drawn together; `references` as in `Example`."""
+    """Persons and the setting that they are wanted in, never drawn together; `references` as in `PersonExample`."""
 
     people: list[Identity]
     place: str
@@ -87,7 +87,7 @@ def held_out_pairings(count: int, people: int = 1) -> list[Pairing]:
     return found
 
 
-def draw_example(number: int, side: int = SIDE) -> Example:
+def draw_example(number: int, side: int = SIDE) -> PersonExample:
     """Training example `number`, always the same one."""
     rng = np.random.default_rng([77, number])
     kind = MIX[number % len(MIX)]
@@ -100,4 +100,4 @@ def draw_example(number: int, side: int = SIDE) -> Example:
     else:
         scene = draw_people(rng, side, people, place)
     references = [reference_of(who, rng, side, noise=bool(rng.random() < 0.4)) for who in people]
-    return Example(scene, prompt_of(len(people), place, kind == "portrait"), people, references, plain)
+    return PersonExample(scene, prompt_of(len(people), place, kind == "portrait"), people, references, plain)
