@@ -10,25 +10,13 @@ it shows belongs to the same classes with the same look, at other places.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from torch import Tensor
 
 from .agreement import CORRECTED, Behaviour, Grid, agreement
 from .attention import Exemplar, Settings, augmented_attention, match, matching_grid
 from .model import Encoder, Matcher
-
-#: (noisy latents [b, c, h, w], timesteps [b]) -> the predicted noise.
-Predict = Callable[[Tensor, Tensor], Tensor]
-
-
-def noise_loss(predict: Predict, latent: Tensor, timesteps: Tensor, noise: Tensor, alphas_cumprod: Tensor) -> Tensor:
-    """The loss above for latents [b, c, h, w] in the model's scale."""
-    a = rearrange(alphas_cumprod[timesteps].to(latent), "b -> b 1 1 1")
-    return F.mse_loss(predict(a.sqrt() * latent + (1 - a).sqrt() * noise, timesteps).float(), noise.float())
 
 
 def second_view(picture: Tensor, labels: Tensor, rng: torch.Generator, least: float = 0.7) -> tuple[Tensor, Tensor]:

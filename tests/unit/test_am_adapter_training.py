@@ -1,4 +1,4 @@
-"""AM-Adapter's trainers: the loss, the second view, the layer that learns, and where a matcher begins."""
+"""AM-Adapter's trainers: the second view, the layer that learns, and where a matcher begins."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 from pack.py.am_adapter.agreement import agreement
 from pack.py.am_adapter.attention import match
 from pack.py.am_adapter.model import Matcher, MatcherLayout
-from pack.py.am_adapter.training import begin_as_class_bias_, noise_loss, second_view, trained_layer
+from pack.py.am_adapter.training import begin_as_class_bias_, second_view, trained_layer
 
 LAYOUT = MatcherLayout(heads=2, widths=(8, 16, 8))
 GRID = (6, 8)
@@ -21,15 +21,6 @@ def maps():
     labels[:, 12:] = 1
     labels[:, :, 24:] = 2
     return labels, labels.flip(1)
-
-
-def test_the_loss_is_that_of_the_noise():
-    latent, noise = torch.randn(2, 3, 4, 4, 4, generator=rng())
-    timesteps, alphas = torch.tensor([0, 5, 9]), torch.linspace(0.99, 0.01, 10)
-    seen = []
-    assert noise_loss(lambda x, t: seen.append(x) or noise, latent, timesteps, noise, alphas) == 0
-    for row, t in enumerate(timesteps):
-        torch.testing.assert_close(seen[0][row], alphas[t].sqrt() * latent[row] + (1 - alphas[t]).sqrt() * noise[row])
 
 
 def test_a_second_view_keeps_picture_and_map_together():
