@@ -98,7 +98,7 @@ def _textbook(encoder: Encoder, q, k, v, kx, vx, same, side: int, small: int) ->
 
 
 def _resized(matrix: torch.Tensor, side: int, to: int) -> torch.Tensor:
-    """[b, n, side^2, side^2] over pairs of places -> [b, n, to^2, to^2], both axes resized as pictures."""
+    """[b, n, side^2, side^2] over pairs of places -> [b, n, to^2, to^2], both axes resized as images."""
     if side == to:
         return matrix
     count = matrix.shape[0] * matrix.shape[1]

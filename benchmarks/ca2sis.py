@@ -1,7 +1,7 @@
 """CA2-SIS: encoding and drawing a face at 256x256 against the textbook form, an edit against the whole, and what the attention patch costs.
 
 The textbook form builds what ours never does: every attention table (queries x keys x heads, softmax, product), and the wide map of every
-feed-forward at once. Weights of the published size, random, float32, batch 1; both give the same picture. Time is processor time on one
+feed-forward at once. Weights of the published size, random, float32, batch 1; both give the same image. Time is processor time on one
 thread, memory the growth of the process while it runs. The patch is on a full-size SD1.5 UNet at 512x512 with eight classes.
 """
 
@@ -29,7 +29,7 @@ CLASSES = ("backdrop", "sky", "grass", "road", "house", "tree", "car", "person")
 
 
 def figures(quick: bool) -> Iterator[dict]:
-    """Every figure; `quick` repeats less and uses a picture of 256x256 for the patch."""
+    """Every figure; `quick` repeats less and uses an image of 256x256 for the patch."""
     with one_thread():
         with torch.no_grad():
             yield from _generator(1 if quick else 3)

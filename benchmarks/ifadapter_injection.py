@@ -55,7 +55,7 @@ class PlainLayer(nn.Module):
 
 
 def boxes(count: int, size: float) -> Tensor:
-    """Boxes of one size, spread over the picture, the neighbours overlapping if they are large."""
+    """Boxes of one size, spread over the image, the neighbours overlapping if they are large."""
     columns = max(1, round(count**0.5))
     rows = -(-count // columns)
     corners = [((n % columns) / columns * (1 - size), (n // columns) / rows * (1 - size)) for n in range(count)]

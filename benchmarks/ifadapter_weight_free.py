@@ -41,7 +41,7 @@ SHAPES[FullSD15] = {
     "transformer_depth_middle": 1,
 }
 
-# A quarter of the picture each, two of them overlapping: more than a usual layout covers.
+# A quarter of the image each, two of them overlapping: more than a usual layout covers.
 LAYOUT = Instances(
     (
         Instance((0.00, 0.00, 0.50, 0.50), "a red plaid sofa"),

@@ -1,4 +1,4 @@
-"""How long a picture of the playground takes: 20 steps of one 128 x 128 picture with guidance, and its decoding.
+"""How long an image of the playground takes: 20 steps of one 128 x 128 image with guidance, and its decoding.
 
 Wall-clock seconds on an otherwise idle machine of two cores; everything else in this folder is a ratio.
 """
@@ -24,5 +24,5 @@ def figures(quick: bool) -> Iterator[dict]:
         studio.sample(studio.model, cond, seed=seed)
         times.append(time.perf_counter() - start)
     value = statistics.median(times)
-    name = f"playground, {STEPS} steps of one 128 x 128 picture"
+    name = f"playground, {STEPS} steps of one 128 x 128 image"
     yield {"name": name, "value": value, "unit": "s", "target": f"<= {MOST_SECONDS:g} s", "ok": value <= MOST_SECONDS}

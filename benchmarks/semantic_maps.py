@@ -3,7 +3,7 @@
     python -P benchmarks/semantic_maps.py [--quick]
 
 Naive: the full matrix of distances between pixels and palette (in strips, so that it fits into memory); one comparison a class over the
-whole map for masks, remaps and pictures. Processor time, so that other programs do not count.
+whole map for masks, remaps and images. Processor time, so that other programs do not count.
 """
 
 from __future__ import annotations
@@ -49,14 +49,14 @@ def _figures(name: str, repeats: int) -> Iterator[dict]:
     three = ", ".join(names[:3])
     swap = f"{names[0]} -> {names[1]}\n{names[1]} -> {names[0]}"
     operations: list[tuple[str, Callable, Callable | None]] = [
-        ("from an exact picture", lambda: snap_to_palette(exact, palette), lambda: _naive_labels(exact, palette)),
+        ("from an exact image", lambda: snap_to_palette(exact, palette), lambda: _naive_labels(exact, palette)),
         ("from a JPEG", lambda: snap_to_palette(noisy, palette, clean_edges=False), lambda: _naive_labels(noisy, palette)),
         ("from a JPEG, edges cleaned", lambda: snap_to_palette(noisy, palette), None),
         ("palette of a JPEG", lambda: colours_of_image(noisy), None),
         ("from 12 masks", lambda: map_from_masks(masks, palette), None),
         ("remap", lambda: remap(semantic_map, swap), lambda: _naive_remap(semantic_map)),
         ("to mask, 3 classes", lambda: mask_of_classes(semantic_map, three), None),
-        ("plain picture", semantic_map.to_image, lambda: _naive_picture(semantic_map)),
+        ("plain image", semantic_map.to_image, lambda: _naive_picture(semantic_map)),
         ("legend and coverage", lambda: (legend_picture(semantic_map), coverage_text(semantic_map)), None),
     ]
     for what, ours, naive in operations:

@@ -60,7 +60,7 @@ def _parser() -> argparse.ArgumentParser:
         made.set_defaults(action=action)
         return made
 
-    command("demo", _demo, "run every example workflow in a real ComfyUI; pictures and figures go to output/")
+    command("demo", _demo, "run every example workflow in a real ComfyUI; images and figures go to output/")
     test = command("test", _test, "lint, then every test")
     test.add_argument("lanes", nargs="*", metavar="LANE", help="only these: lint unit host conformance server browser")
     test.add_argument("-k", metavar="EXPRESSION", help="pytest's -k: only the tests whose name matches")
@@ -96,13 +96,13 @@ def _parser() -> argparse.ArgumentParser:
     weights.add_argument("technique", metavar="TECHNIQUE")
     weights.add_argument("file", metavar="FILE")
     weights.add_argument("target", metavar="TARGET", nargs="?", help="another name; a file that is there is never overwritten")
-    judged = command("evaluate", _evaluate, "instance success, IoU, AP and CLIP score of folders of pictures, as a table")
+    judged = command("evaluate", _evaluate, "instance success, IoU, AP and CLIP score of folders of images, as a table")
     judged.add_argument(
-        "results", nargs="+", metavar="NAME=FOLDER", help="pictures named as the layouts say; a row of the table each"
+        "results", nargs="+", metavar="NAME=FOLDER", help="images named as the layouts say; a row of the table each"
     )
     judged.add_argument("--layouts", metavar="FILE", required=True, help="the layouts that they were made from, in COCO's form")
     judged.add_argument(
-        "--judge", metavar="DIR", default="playground", help="a zero-shot detector (default: the playground's judge)"
+        "--judge", metavar="DIR", default="playground", help="a zero-shot detector (default: the playground's detector)"
     )
     judged.add_argument("--vlm", metavar="DIR", default="", help="a vision-language model that is asked what is in each box")
     judged.add_argument("--clip", metavar="DIR", default="", help="a CLIP model for the CLIP score, or the word playground")
@@ -112,14 +112,14 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument("results", nargs="+", metavar="NAME=FOLDER", help="folders of <number>.png; a row of the table each")
     bench.add_argument("--bench", metavar="DIR", required=True, help="the folder that holds Ref_3500 and Mask_bbox_3500")
     bench.add_argument("--clip", metavar="DIR", required=True, help="a CLIP model; papers use ViT-B/32")
-    bench.add_argument("--real", metavar="DIR", help="real pictures, for CLIP-FID and the quality score")
+    bench.add_argument("--real", metavar="DIR", help="real images, for CLIP-FID and the quality score")
     convert = command("convert", _convert, "print the API form of a saved workflow")
     convert.add_argument("file", metavar="FILE")
     return parser
 
 
 def _parser_of(commands, name: str, text: str):
-    """A command that has commands of its own."""
+    """A command with subcommands."""
     return commands.add_parser(name, help=text, description=text).add_subparsers(metavar="COMMAND", required=True)
 
 
@@ -160,7 +160,7 @@ def _serve(options: argparse.Namespace) -> int:
             webbrowser.open(running.url)
         while running.alive():
             time.sleep(0.5)
-        raise Trouble(f"ComfyUI has ended by itself. Its last lines:\n{running.log_tail()}")
+        raise Trouble(f"ComfyUI has stopped. Its last lines:\n{running.log_tail()}")
 
 
 def _conformance(options: argparse.Namespace) -> int:

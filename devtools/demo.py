@@ -1,6 +1,6 @@
-"""`demo`: every example workflow through a real ComfyUI as a user's client would, the pictures, a contact sheet and a report.
+"""`demo`: every example workflow through a real ComfyUI as a user's client would, the images, a contact sheet and a report.
 
-An example says which of its pictures were made without our node by the name of its Save Image: a `filename_prefix` that ends in
+An example says which of its images were made without our node by the name of its Save Image: a `filename_prefix` that ends in
 "without" goes to the right of the sheet. `extra.exemplary` in the workflow may hold a `title` and a `caption`, and what it `needs` that does
 not ship (files to download): then it is only named here.
 """
@@ -25,7 +25,7 @@ from .workflow import described, needs, to_prompt
 
 @dataclass
 class Row:
-    """One example on the sheet and in the report. Pictures are paths below `output/`."""
+    """One example on the sheet and in the report. Images are paths below `output/`."""
 
     name: str
     title: str
@@ -60,7 +60,7 @@ def demo(environment: Environment, host: Host) -> int:
     for path in filter(needs, found):
         say(f"  {path.stem}: not run, it needs {', '.join(needs(path))}")
     say(f"\n{len(rows) - len(failed)} of {len(rows)} examples ran, in {time.monotonic() - started:.0f} s.")
-    say(f"  contact sheet  {OUTPUT / 'demo.jpg'}\n  report         {page}\n  pictures       {OUTPUT / 'demo'}")
+    say(f"  contact sheet  {OUTPUT / 'demo.jpg'}\n  report         {page}\n  images       {OUTPUT / 'demo'}")
     return int(bool(failed) or not complete)
 
 

@@ -2,12 +2,12 @@
 
 A measurement is a module of the pack that MEASUREMENTS lists, with
 
-    NEEDS = ["vae", "ifadapter/one"]     # shipped files without which there is nothing to measure, below assets/playground; may be left away
+    NEEDS = ["vae", "ifadapter/one"]     # shipped files without which there is nothing to measure, below assets/playground; may be left out
     def figures(quick: bool):           # a generator; the host is importable, the pack is `pack`
         yield {"name": "one object: class and colour right", "value": 0.94, "unit": "%", "target": ">= 0.90", "ok": True,
                "note": "200 held-out prompts"}
 
-`value` is a number, `unit` says how to print it ("%" prints 0.94 as 94.0 %), `target` and `ok` may be left away. Each figure is
+`value` is a number, `unit` says how to print it ("%" prints 0.94 as 94.0 %), `target` and `ok` may be left out. Each figure is
 printed when it is known and kept in `output/figures/<module>.json` with what it was measured on. `dev.py playground evaluate` runs
 those of kind quality, `dev.py bench` those of kind speed; the demo reuses kept ones as long as the pack's code and weights are the
 same, and otherwise measures quickly.

@@ -20,7 +20,7 @@ COMPLETE = ".exemplary-complete"
 
 @dataclass(frozen=True)
 class Host:
-    """A ComfyUI folder. `ours` says that dev.py unpacked it as the default; any other gets an environment of its own."""
+    """A ComfyUI folder. `ours` says that dev.py unpacked it as the default; any other gets a separate environment."""
 
     folder: Path
     version: str

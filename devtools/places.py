@@ -1,4 +1,4 @@
-"""Where things are, and which versions the project is tested with."""
+"""Where files are, and which versions the project is tested with."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The demo's report: the measured figures and the pictures on one page that needs nothing but itself and its folder."""
+"""The demo's report: the measured figures and the images on one page that needs nothing but itself and its folder."""
 
 from __future__ import annotations
 

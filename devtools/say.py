@@ -1,4 +1,4 @@
-"""What dev.py tells its user: one line a step, and trouble as a sentence."""
+"""dev.py's messages: one line per step, and errors as a sentence."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A running ComfyUI with the pack in it: started on a free loopback port in a folder of its own, and always stopped."""
+"""A running ComfyUI with the pack in it: started on a free loopback port in a separate folder, and always stopped."""
 
 from __future__ import annotations
 
@@ -236,7 +236,7 @@ def _remove(folder: Path) -> None:
 
 
 def _model_folders(host: Host, folder: Path) -> list[str]:
-    """Let a checkout's own models be found, though our run has a base directory of its own."""
+    """Let a checkout's own models be found, though our run has a separate base directory."""
     models = host.folder / "models"
     if not host.checkout or not models.is_dir():
         return []

@@ -13,7 +13,7 @@ PAPER, INK, SOFT, LINE = (250, 249, 246), (28, 30, 34), (112, 116, 124), (222, 2
 
 
 def draw(rows: list[dict], folder: Path) -> Image.Image:
-    """The sheet: a title and caption a row, our pictures on the left, the same prompt without our node on the right."""
+    """The sheet: a title and caption a row, our images on the left, the same prompt without our node on the right."""
     lefts = max([min(len(row["left"]), PER_SIDE) for row in rows] or [1]) or 1
     rights = max([min(len(row["right"]), PER_SIDE) for row in rows] or [0])
     middle = MARGIN + lefts * (CELL + GAP) - GAP

@@ -1,4 +1,4 @@
-"""`test` and `lint`: every lane in a process of its own, and a table at the end that says what ran and how long it took."""
+"""`test` and `lint`: every lane in a separate process, and a table at the end that says what ran and how long it took."""
 
 from __future__ import annotations
 

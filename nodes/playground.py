@@ -58,7 +58,7 @@ class ExemplaryPlaygroundScene(io.ComfyNode):
             node_id="ExemplaryPlaygroundScene",
             display_name="Playground Scene",
             category="exemplary/playground",
-            description="One drawn scene with everything that is known about it: picture, semantic map, boxes with phrases, caption, masks.",
+            description="One drawn scene with everything that is known about it: image, semantic map, boxes with phrases, caption, masks.",
             inputs=[
                 io.Combo.Input("kind", options=list(KINDS), default=KINDS[0], tooltip="What is drawn."),
                 io.Int.Input(

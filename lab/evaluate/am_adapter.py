@@ -59,7 +59,7 @@ def retrieved(exemplars: Sequence[Scene], targets: Sequence[Scene]) -> list[Scen
 
 
 def figures(quick: bool) -> Iterator[dict]:
-    """Every figure of AM-Adapter. `quick` takes three pairs, too few for the bounds, which are then left away."""
+    """Every figure of AM-Adapter. `quick` takes three pairs, too few for the bounds, which are then left out."""
     folders.register()
     studio = Studio()
     names = [f"{name.split('/')[1]}.safetensors" for name in NEEDS]

@@ -24,7 +24,7 @@ FACES = Palette("faces", CLASSES, tuple((n, n, n) for n in range(len(CLASSES))))
 
 
 class FaceStudio:
-    """The nodes' own calls on the shipped generator; pictures [b, 3, h, w] in 0..1, maps [b, h, w]."""
+    """The nodes' own calls on the shipped generator; images [b, 3, h, w] in 0..1, maps [b, h, w]."""
 
     def __init__(self) -> None:
         self.loaded = ca2sis.load(f"{CA2SIS_FILE.split('/')[1]}.safetensors")
@@ -82,7 +82,7 @@ def _joined(scene: Scene) -> str:
 
 
 def figures(quick: bool) -> Iterator[dict]:
-    """Every figure of CA2-SIS. `quick` takes a tenth of the pictures, too few for the bounds, which are then left away."""
+    """Every figure of CA2-SIS. `quick` takes a tenth of the images, too few for the bounds, which are then left out."""
     folders.register()
     share, studio, faces = 10 if quick else 1, Studio(), FaceStudio()
     found = [

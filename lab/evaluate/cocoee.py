@@ -2,7 +2,7 @@
 
 The bench has, for each number of twelve digits, `Ref_3500/<n>_ref.png` (exemplar) and `Mask_bbox_3500/<n>_mask.png` (hole); results are
 `<n>.png`. "FID" in the paper is the Frechet distance of CLIP ViT-B/32 features, not Inception's, and so is called CLIP-FID here; its other side,
-and the Gaussian mixture of the quality score, are real pictures of a folder (the paper: COCO test2017, 512 pixels, cut square).
+and the Gaussian mixture of the quality score, are real images of a folder (the paper: COCO test2017, 512 pixels, cut square).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ log = logging.getLogger("exemplary")
 
 SIDE, BATCH = 512, 32
 IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp")
-Embed = Callable[[Sequence[Tensor]], Tensor]  # pictures [3, h, w] in 0..1 -> [n, c]
+Embed = Callable[[Sequence[Tensor]], Tensor]  # images [3, h, w] in 0..1 -> [n, c]
 
 
 def measure(results: Path, bench: Path, embed: Embed, real: Path | None = None) -> dict[str, object]:
@@ -36,7 +36,7 @@ def measure(results: Path, bench: Path, embed: Embed, real: Path | None = None) 
     """
     files = sorted(file for file in results.glob("*") if file.suffix.lower() in IMAGE_ENDINGS)
     if not files:
-        raise ValueError(f"There is no picture in {results}. Results are named <number of twelve digits>.png.")
+        raise ValueError(f"{results} contains no images. Results are named <number of twelve digits>.png.")
     scores, features = [], []
     for batch in _batches(files):
         pictures = [_read(file) for file in batch]
@@ -60,7 +60,7 @@ def _pictures(folder: Path) -> list[Path]:
     files = sorted(file for file in folder.glob("*") if file.suffix.lower() in IMAGE_ENDINGS)
     if len(files) < COMPONENTS:
         raise ValueError(
-            f"There are {len(files)} pictures in {folder}; {COMPONENTS} real pictures are needed at least, and thousands are better."
+            f"There are {len(files)} images in {folder}; {COMPONENTS} real images are needed at least, and thousands are better."
         )
     return files
 
@@ -82,7 +82,7 @@ def _read(path: Path) -> Tensor:
 
 
 def _square(path: Path) -> Tensor:
-    """The middle of a picture, its short side resized to `SIDE`."""
+    """The middle of an image, its short side resized to `SIDE`."""
     picture = Image.open(path).convert("RGB")
     scale = SIDE / min(picture.size)
     picture = picture.resize(
@@ -94,7 +94,7 @@ def _square(path: Path) -> Tensor:
 
 
 def _box(path: Path, size: Sequence[int]) -> tuple[int, int, int, int]:
-    """The rectangle around a mask, in the pixels of a picture of (height, width)."""
+    """The rectangle around a mask, in the pixels of an image of (height, width)."""
     found = (
         Image.open(path)
         .convert("L")
@@ -113,7 +113,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("results", nargs="+", metavar="NAME=FOLDER")
     parser.add_argument("--bench", required=True, type=Path)
     parser.add_argument("--clip", required=True, help="the folder of a CLIP model; papers use ViT-B/32")
-    parser.add_argument("--real", type=Path, help="a folder of real pictures, for CLIP-FID and QS")
+    parser.add_argument("--real", type=Path, help="a folder of real images, for CLIP-FID and QS")
     options = parser.parse_args(arguments)
     try:
         embed, rows = clip_embedders(options.clip)[0], []

@@ -1,4 +1,4 @@
-"""CA2-SIS's figures on held-out portraits, and those of class-adaptive attention on held-out maps. How pictures are made is the caller's business."""
+"""CA2-SIS's figures on held-out portraits, and those of class-adaptive attention on held-out maps. How images are made is the caller's business."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from ...py.playground.scenes import HELD_OUT, draw_scene
 from ..playground.faces import BACKDROP, CLASSES, Trio, draw_trio, mean_colours, reshaped
 from .playground import Figure
 
-Redraw = Callable[[Tensor, Tensor], Tensor]  # pictures, maps -> pictures
-Restyle = Callable[[Tensor, Tensor, Tensor, Tensor, int], Tensor]  # pictures, maps, donors, their maps, class -> pictures
-Reshape = Callable[[Tensor, Tensor, Tensor, int], Tensor]  # pictures, maps, donors' maps, class -> pictures
-#: Paints held-out scenes from their maps with a phrase a class, or from the phrases joined in one prompt: (scenes, seeds) -> pictures.
+Redraw = Callable[[Tensor, Tensor], Tensor]  # images, maps -> images
+Restyle = Callable[[Tensor, Tensor, Tensor, Tensor, int], Tensor]  # images, maps, donors, their maps, class -> images
+Reshape = Callable[[Tensor, Tensor, Tensor, int], Tensor]  # images, maps, donors' maps, class -> images
+#: Paints held-out scenes from their maps with a phrase a class, or from the phrases joined in one prompt: (scenes, seeds) -> images.
 PaintMaps = Callable[[Sequence[Scene], Sequence[int]], Tensor]
 
 LEAST_PIXELS = 30  # of a class that is judged
@@ -60,7 +60,7 @@ def attention_figures(detector: SceneDetector, adaptive: PaintMaps, joined: Pain
 
 
 def phrases_of(scene: Scene) -> dict[str, str]:
-    """A phrase for each class of a scene of objects. Things of one class share theirs."""
+    """A phrase for each class of a scene of objects. Objects of one class share theirs."""
     found: dict[str, list[str]] = {}
     for instance in scene.instances:
         found.setdefault(instance.name, []).append(instance.phrase)
@@ -71,8 +71,8 @@ def phrases_of(scene: Scene) -> dict[str, str]:
 def regions_right(detector: SceneDetector, images: Tensor, scenes: Sequence[Scene]) -> float:
     """The share of instances whose own pixels belong, more than half of them, to one thing of the right class and colour.
 
-    A thing is named by its whole outline: pixels in the middle of a star look like those of a ball, so that pixel by pixel the detector
-    names only half of the instances even in drawn pictures. The backdrop has a phrase but no outline, and does not count; it is easy.
+    An object is named by its whole outline: pixels in the middle of a star look like those of a ball, so that pixel by pixel the detector
+    names only half of the instances even in drawn images. The backdrop has a phrase but no outline, and does not count; it is easy.
     """
     right = []
     for image, seen, scene in zip(images, _looks(detector, images), scenes):
@@ -119,7 +119,7 @@ def _style_movement(own, donor, labels, donor_labels, redraw: Redraw, restyle: R
 
 
 def _shape_confusion(detector: SceneDetector, own, labels, donor_labels, reshape: Reshape, visible: Sequence[int]) -> Tensor:
-    """Of pictures in which one visible class has the donor's shape; each face is edited in one class, the classes take turns."""
+    """Of images in which one visible class has the donor's shape; each face is edited in one class, the classes take turns."""
     found, edited = torch.zeros(len(CLASSES), len(CLASSES)), [number for number in visible if number != BACKDROP]
     for turn, number in enumerate(edited):
         rows = _rows_with(labels, donor_labels, number)[turn :: len(edited)]
@@ -149,7 +149,7 @@ def _detected(detector: SceneDetector, images: Tensor) -> Iterator[Tensor]:
 
 
 def _confusion(seen: Iterator[Tensor], wanted: Tensor, known: Tensor) -> Tensor:
-    """Pixels of each class of the maps [k] that the detector sees as each class [k], on its grid, of all pictures together."""
+    """Pixels of each class of the maps [k] that the detector sees as each class [k], on its grid, of all images together."""
     count, found = len(CLASSES), torch.zeros(len(CLASSES), len(CLASSES))
     for look_, want, ask in zip(seen, wanted[:, ::2, ::2], known[:, ::2, ::2]):
         found += torch.bincount((want * count + look_)[ask], minlength=count * count).view(count, count)

@@ -20,7 +20,7 @@ NEEDS = ["ifadapter/playground_ifadapter"]
 
 
 def _paint_layouts(studio: Studio, adapter: trained.Adapter | None = None) -> measures.PaintLayout:
-    """Pictures of layouts with an adapter or with the weight-free method, as the node applies them."""
+    """Images of layouts with an adapter or with the weight-free method, as the node applies them."""
 
     def paint(scenes: Sequence[Scene], seeds: Sequence[int]) -> Tensor:
         pictures = []

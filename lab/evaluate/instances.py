@@ -31,7 +31,7 @@ Embedders = tuple[Callable[[Sequence[Tensor]], Tensor], Callable[[Sequence[str]]
 
 
 def measure_folder(folder: Path, layouts: Sequence[LayoutEntry], judge: Judge, embed: Embedders | None = None) -> Score:
-    """The pictures of a folder that the layouts name, whatever their picture format. Raises ValueError if none is there."""
+    """The images of a folder that the layouts name, whatever their image format. Raises ValueError if none is there."""
     found: list[Outcome] = []
     pictures, captions = [], []
     for entry in layouts:
@@ -45,9 +45,9 @@ def measure_folder(folder: Path, layouts: Sequence[LayoutEntry], judge: Judge, e
         pictures.append(picture)
         captions.append(entry.caption)
     if not pictures:
-        raise ValueError(f"The folder {folder.name!r} holds no picture that the layouts name, such as {layouts[0].name}.")
+        raise ValueError(f"The folder {folder.name!r} contains no image that the layouts name, such as {layouts[0].name}.")
     if len(pictures) < len(layouts):
-        log.warning("%s: %d of %d pictures are there", folder.name, len(pictures), len(layouts))
+        log.warning("%s: %d of %d images are there", folder.name, len(pictures), len(layouts))
     score = None if embed is None else clip_score(embed[0](pictures), embed[1](captions))
     return Score(len(pictures), tuple(found), score)
 

@@ -1,4 +1,4 @@
-"""Measures Paint by Example on the playground: drawn things placed into holes of drawn scenes. For `dev.py playground evaluate`."""
+"""Measures Paint by Example on the playground: drawn objects placed into holes of drawn scenes. For `dev.py playground evaluate`."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Placer:
         self.model, self.encoder, self.vae = paint_by_example.load(FILE.name)
 
     def place(self, one: Placing, seed: int) -> tuple[Tensor, Any]:
-        """A picture [1, h, w, 3] and its cut."""
+        """An image [1, h, w, 3] and its cut."""
         exemplar = torch.from_numpy(one.exemplar)[None].float() / 255
         positive, negative = paint_by_example.condition(self.encoder, exemplar)
         positive, negative, latent, cut = paint_by_example_stitch.prepare(
@@ -54,7 +54,7 @@ class Placer:
 
 
 def figures(quick: bool) -> Iterator[dict]:
-    """Every figure of Paint by Example. `quick` takes a tenth of the placings, too few for the bounds, which are then left away."""
+    """Every figure of Paint by Example. `quick` takes a tenth of the placings, too few for the bounds, which are then left out."""
     placer, detector = Placer(), Studio().detector
     touched: list[float] = []
 
@@ -70,7 +70,7 @@ def figures(quick: bool) -> Iterator[dict]:
     found = placing.placing_figures(detector, place, 10 if quick else 100)
     found.append(
         Figure(
-            "Paint by Example: pictures of which nothing changed outside of the grown hole",
+            "Paint by Example: images of which nothing changed outside of the grown hole",
             1 - sum(touched) / len(touched),
             "%",
             1.0,

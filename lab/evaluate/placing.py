@@ -1,4 +1,4 @@
-"""Things of one drawn scene placed into a hole of another: the test pictures, and what is measured of the results."""
+"""Objects of one drawn scene placed into a hole of another: the test images, and what is measured of the results."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from ...py.playground.scene import Box, Instance, Scene
 from ...py.playground.scenes import HELD_OUT, draw_scene
 from .playground import Figure, detect_objects
 
-#: Makes one picture a placing: (placings, seeds) -> [b, 3, h, w] in 0..1, of the size of the sources.
+#: Makes one image a placing: (placings, seeds) -> [b, 3, h, w] in 0..1, of the size of the sources.
 Place = Callable[[Sequence["Placing"], Sequence[int]], Tensor]
 FIRST = HELD_OUT + 60_000
-ROOM = 0.03  # of the picture: how much larger than the thing's box the exemplar is cut
+ROOM = 0.03  # of the image: how much larger than the thing's box the exemplar is cut
 
 
 @dataclass
 class Placing:
-    """A scene, the box of the one of its things that becomes the hole, and another thing cut out of another scene."""
+    """A scene, the box of the one of its objects that becomes the hole, and another thing cut out of another scene."""
 
     source: Scene
     box: Box
@@ -67,7 +67,7 @@ def held_out_placings(count: int) -> list[Placing]:
 
 
 def stands_inside(found: Sequence[Found], placing: Placing) -> bool:
-    """Is a thing of the exemplar's class and colour in the hole, its middle in it at least?"""
+    """Is an object of the exemplar's class and colour in the hole, its middle in it at least?"""
     x0, y0, x1, y1 = placing.box
     for thing in found:
         x, y = (thing.box[0] + thing.box[2]) / 2, (thing.box[1] + thing.box[3]) / 2
@@ -101,7 +101,7 @@ def placing_figures(detector: SceneDetector, place: Place, count: int = 100) -> 
         sum(seam(picture, p.hole) for picture, p in zip(which, placings))
         for which in (pictures.movedim(1, -1), [p.picture for p in placings])
     ]
-    name = f"Paint by Example, {count} held-out things and holes"
+    name = f"Paint by Example, {count} held-out objects and holes"
     return [
         Figure(f"{name}: class and colour of the exemplar found in the hole", right, "%", 0.85),
         Figure(f"{name}: seams against the drawn original's edges", seams[0] / max(seams[1], 1e-6), "times", at_most=1.5),

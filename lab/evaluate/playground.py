@@ -1,4 +1,4 @@
-"""The playground's figures: what is measured, on which held-out scenes. How pictures are made is the caller's business."""
+"""The playground's figures: what is measured, on which held-out scenes. How images are made is the caller's business."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from ...py.playground.detector import (
     agreement,
     as_batch,
     find_objects,
+    is_found_at,
     is_person,
     look,
     person_in,
     place_of,
     shows,
-    stands_in,
 )
 from ...py.playground.scene import Instance, Scene
 from ...py.playground.scenes import HELD_OUT, KINDS, draw_scene
 from ..playground.persons import Pairing, held_out_pairings
 from .features import frechet_distance
 
-#: Makes one picture a prompt: (prompts, seeds) -> [b, 3, h, w] in 0..1.
+#: Makes one image a prompt: (prompts, seeds) -> [b, 3, h, w] in 0..1.
 Paint = Callable[[Sequence[str], Sequence[int]], Tensor]
 #: The same with a layout: (scenes whose caption and instances are wanted, seeds) -> [b, 3, h, w] in 0..1.
 PaintLayout = Callable[[Sequence[Scene], Sequence[int]], Tensor]
@@ -68,12 +68,12 @@ def held_out_layouts(count: int) -> list[Scene]:
 
 
 def as_images(scenes: Sequence[Scene]) -> Tensor:
-    """The drawn pictures, [b, 3, h, w] in 0..1."""
+    """The drawn images, [b, 3, h, w] in 0..1."""
     return as_batch(np.stack([scene.image for scene in scenes]))
 
 
 def detect_objects(detector: SceneDetector, images: Tensor) -> list[list[Found]]:
-    """What the detector finds in each picture."""
+    """What the detector finds in each image."""
     return [find_objects(detector, i, seen) for batch in images.split(32) for i, seen in zip(batch, look(detector, batch))]
 
 
@@ -96,15 +96,15 @@ def detector_figures(detector: SceneDetector, count: int = 100) -> list[Figure]:
     for scene, seen in zip(scenes, look(detector, as_images(scenes))):
         for name, share in agreement(seen, scene).items():
             shares.setdefault(name, []).append(share)
-    figures = [Figure(f"judge, pixels right: {name}", float(np.mean(v)), "%") for name, v in shares.items()]
+    figures = [Figure(f"detector, pixels right: {name}", float(np.mean(v)), "%") for name, v in shares.items()]
     layouts = held_out_layouts(count)
     drawn = detect_objects(detector, as_images(layouts))
-    return [*figures, Figure(f"judge, objects of {count} drawn layouts found in place", success(drawn, layouts), "%")]
+    return [*figures, Figure(f"detector, objects of {count} drawn layouts found in place", success(drawn, layouts), "%")]
 
 
 def success(found: list[list[Found]], layouts: Sequence[Scene]) -> float:
     """The share of all instances that stand, in the right class and colour, in their box (IoU at least 0.5)."""
-    each = [stands_in(f, i.name, i.attributes["colour"], i.box) for f, scene in zip(found, layouts) for i in scene.instances]
+    each = [is_found_at(f, i.name, i.attributes["colour"], i.box) for f, scene in zip(found, layouts) for i in scene.instances]
     return sum(each) / len(each)
 
 
@@ -128,11 +128,11 @@ def layout_figures(
     features: Callable[[Tensor], Tensor],
     count: int = 200,
 ) -> list[Figure]:
-    """Instance success on layouts of two to four objects, and how far the pictures are from drawn ones.
+    """Instance success on layouts of two to four objects, and how far the images are from drawn ones.
 
     Args:
         trained: the trained adapter first, then its ablations, each with its name; empty if there is no trained adapter.
-        features: pictures [b, 3, h, w] -> features [b, c] for the Frechet distance.
+        features: images [b, 3, h, w] -> features [b, c] for the Frechet distance.
     """
     layouts, seeds = held_out_layouts(count), list(range(count))
     drawn = features(as_images(layouts))
@@ -168,7 +168,7 @@ def layout_figures(
 
 
 def _who_and_where(detector: SceneDetector, images: Tensor, pairings: Sequence[Pairing]) -> tuple[float, float, float]:
-    """The shares of pictures with the right person, with the right place, and with both."""
+    """The shares of images with the right person, with the right place, and with both."""
     seen = [one for batch in images.split(32) for one in look(detector, batch)]
     who = [is_person(person_in(one), pairing.people[0].attributes()) for one, pairing in zip(seen, pairings)]
     where = _right_places(seen, pairings)
@@ -189,7 +189,7 @@ def both_whole(seen: dict[str, Tensor], pairing: Pairing) -> bool:
 def subject_figures(
     detector: SceneDetector, fused: PaintSubjects, subject_alone: PaintSubjects, scene_alone: PaintSubjects, count: int = 100
 ) -> list[Figure]:
-    """Noise fusion against each of its models alone, on the same prompts; and two persons in one picture."""
+    """Noise fusion against each of its models alone, on the same prompts; and two persons in one image."""
     drawn = held_out("people", count, first=70_000)
     readable = [(s, one) for s, one in zip(drawn, look(detector, as_images(drawn))) if len(s.instances) == 1]
     ceiling = float(np.mean([is_person(person_in(one), s.instances[0].attributes) for s, one in readable]))
@@ -205,14 +205,14 @@ def subject_figures(
     whole = float(np.mean([both_whole(one, pairing) for one, pairing in zip(twos, pairs)]))
     there = float(np.mean(_right_places(twos, pairs)))
     return [
-        Figure(f"judge, identity of {len(readable)} drawn persons read right", ceiling, "%"),
+        Figure(f"detector, identity of {len(readable)} drawn persons read right", ceiling, "%"),
         Figure(f"{name}: identity right", identity, "%", 0.85),
         Figure(f"{name}: scene right", place, "%", 0.85),
-        Figure("SNF: both right in one picture", both, "%"),
+        Figure("SNF: both right in one image", both, "%"),
         *[
             Figure(f"the {model} alone: {what}", value, "%")
             for model, values in alone.items()
-            for what, value in zip(("identity right", "scene right", "both right in one picture"), values)
+            for what, value in zip(("identity right", "scene right", "both right in one image"), values)
         ],
         Figure(
             "SNF, identity x scene, against the better of its models alone",
@@ -220,6 +220,6 @@ def subject_figures(
             "times",
             1.01,
         ),
-        Figure(f"SNF, {count} pictures of two persons: both identities on their own bodies", whole, "%", 0.70),
+        Figure(f"SNF, {count} images of two persons: both identities on their own bodies", whole, "%", 0.70),
         Figure("two persons: scene right", there, "%"),
     ]

@@ -15,7 +15,7 @@ from .playground import Figure, as_images, held_out
 #: Paints targets in the look of exemplars: (exemplars, targets, seeds) -> [b, 3, h, w] in 0..1.
 PaintPairs = Callable[[Sequence[Scene], Sequence[Scene], Sequence[int]], Tensor]
 
-LEAST_SHARE = 0.01  # of the picture: smaller classes are not counted
+LEAST_SHARE = 0.01  # of the image: smaller classes are not counted
 MOST_LOST_POINTS = 3.0
 MOST_DISTANCE = 0.5
 
@@ -31,7 +31,7 @@ def pairs(count: int) -> tuple[list[Scene], list[Scene]]:
 
 
 def map_agreement(detector: SceneDetector, images: Tensor, targets: Sequence[Scene]) -> float:
-    """mIoU of what the detector sees with the maps, over the classes of each map, averaged over pictures."""
+    """mIoU of what the detector sees with the maps, over the classes of each map, averaged over images."""
     scores = []
     for seen, scene in zip((s for batch in images.split(32) for s in look(detector, batch)), targets):
         found, wanted = seen["labels"].argmax(dim=0), torch.from_numpy(scene.labels[::2, ::2].astype(np.int64))
@@ -44,7 +44,7 @@ def map_agreement(detector: SceneDetector, images: Tensor, targets: Sequence[Sce
 
 
 def colour_distance(images: Tensor, exemplars: Sequence[Scene], targets: Sequence[Scene]) -> float:
-    """CIELAB distance (dE of 1976) between a class's mean colour in the picture and in the exemplar, over the classes of both."""
+    """CIELAB distance (dE of 1976) between a class's mean colour in the image and in the exemplar, over the classes of both."""
     scores = []
     for image, exemplar, target in zip(images, exemplars, targets):
         wanted, own = (torch.from_numpy(s.labels.astype(np.int64)) for s in (target, exemplar))

@@ -13,7 +13,7 @@ from ...py.host.ifadapter import apply as ifadapter
 from ...py.host.ifadapter import references
 from ...py.host.schedule import PercentRange
 from ...py.ifadapter.instances import Instance, Instances
-from ...py.playground.detector import stands_in
+from ...py.playground.detector import is_found_at
 from ...py.playground.scene import Scene
 from ...py.playground.world import article
 from ..playground.recipes.transformer_data import draw_reference
@@ -79,7 +79,7 @@ def reference_figures(studio: TransformerStudio, count: int) -> list[Figure]:
         for results, given, expected in ((right, images, (first, second)), (swapped, other, (second, first))):
             found = measures.detect_objects(studio.detector, paint_references(studio, scene, given, seed))[0]
             for region, shown in zip((first, second), expected):
-                results.append(stands_in(found, shown.name, shown.attributes["colour"], region.box))
+                results.append(is_found_at(found, shown.name, shown.attributes["colour"], region.box))
     name = f"transformer, references by region, {count} held-out layouts of two objects"
     return [
         Figure(f"{name}: right class and colour in its region", float(np.mean(right)), "%", 0.70),

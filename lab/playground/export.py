@@ -32,7 +32,7 @@ def ship(name: str, state: dict[str, Tensor], **facts: object) -> None:
 
 
 def encode_with(autoencoder: Any) -> Callable[[Tensor], Tensor]:
-    """Pictures [n, 3, h, w] in 0..1 -> unit latents [n, 4, h/8, w/8] by a TAESD module."""
+    """Images [n, 3, h, w] in 0..1 -> unit latents [n, 4, h/8, w/8] by a TAESD module."""
 
     def encode(images: Tensor) -> Tensor:
         with torch.autocast("cpu", torch.bfloat16, enabled=not emulates_bf16()):

@@ -1,6 +1,6 @@
 """Portraits as CA2-SIS sees them: their own short list of classes, the same face in other colours, and what an edit should give.
 
-Because the world is drawn, the picture that an exchange of styles or shapes must give is known, in training as in evaluation.
+Because the world is drawn, the image that an exchange of styles or shapes must give is known, in training as in evaluation.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _TABLE[[CLASS_NAMES.index(name) for name in CLASSES]] = np.arange(len(CLASSES))
 
 @dataclass(frozen=True)
 class Trio:
-    """Three pictures [h, w, 3] uint8 and two maps [h, w] uint8 (positions in CLASSES).
+    """Three images [h, w, 3] uint8 and two maps [h, w] uint8 (positions in CLASSES).
 
     `own` a face; `other` the same face in all the colours of `donor`, which has another pose and hair style.
     """
@@ -56,16 +56,16 @@ def draw_trio(number: int) -> Trio:
 
 
 def mean_colours(pictures: Tensor, masks: Tensor) -> Tensor:
-    """Of the pixels in each mask, [b, k, 3], of pictures [b, 3, h, w] and masks [b, k, h, w]; 0 for an empty one."""
+    """Of the pixels in each mask, [b, k, 3], of images [b, 3, h, w] and masks [b, k, h, w]; 0 for an empty one."""
     masks = masks.to(pictures.dtype)
     return torch.einsum("bchw,bkhw->bkc", pictures, masks) / masks.sum(dim=(2, 3))[..., None].clamp_min(1)
 
 
 def restyled(own: Tensor, other: Tensor, donor: Tensor, labels: Tensor, donor_labels: Tensor, taken: Tensor) -> Tensor:
-    """The picture in which the classes taken have the donor's look, [b, 3, h, w].
+    """The image in which the classes taken have the donor's look, [b, 3, h, w].
 
     Args:
-        own, other, donor: the pictures of trios, [b, 3, h, w]. labels, donor_labels: [b, h, w] int64.
+        own, other, donor: the images of trios, [b, 3, h, w]. labels, donor_labels: [b, h, w] int64.
         taken: [b, k] bool.
     """
     here = torch.gather(taken, 1, labels.flatten(1)).view_as(labels)[:, None]

@@ -1,4 +1,4 @@
-"""Pictures of known persons: each with other pictures of the same persons, to be recognised by, and a caption that does not describe them."""
+"""Images of known persons: each with other images of the same persons, to be recognised by, and a caption that does not describe them."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from ...py.playground.vocabulary import encode
 from ...py.playground.world import BACKDROPS, PLACES
 from ...py.snf.model import MARKER
 
-#: One round of training pictures. The subject model is to know persons; places it sees only where they do not count.
+#: One round of training images. The subject model is to know persons; places it sees only where they do not count.
 MIX = ("portrait", "single", "portrait", "pair", "place single", "place pair")
 
 
 @dataclass
 class PersonExample:
-    """One picture and its persons.
+    """One image and its persons.
 
     `prompt` has a marker behind each person's word, in the order of `people` (left to right, the order of the scene's instances);
     `references` are portraits of them, drawn anew, [side, side, 3] uint8 each.

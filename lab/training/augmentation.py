@@ -1,4 +1,4 @@
-"""Small changes to pictures of things that a model must know again, so that it learns the thing and not the picture."""
+"""Small changes to images of objects that a model must know again, so that it learns the thing and not the image."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Augmentation:
-    """How often (shares of the pictures) and how far an exemplar is changed. The defaults are Paint by Example's published values."""
+    """How often (shares of the images) and how far an exemplar is changed. The defaults are Paint by Example's published values."""
 
     flip: float = 0.5
     rotate: float = 0.5

@@ -1,6 +1,6 @@
-"""A canvas that draws a picture, its semantic map and its instance map with the same strokes.
+"""A canvas that draws an image, its semantic map and its instance map with the same strokes.
 
-Coordinates are fractions of the picture's side, x to the right and y down. The picture is drawn `SUPERSAMPLING` times larger and
+Coordinates are fractions of the image's side, x to the right and y down. The image is drawn `SUPERSAMPLING` times larger and
 reduced with a box filter (anti-aliased); the two maps take the centre sample of each pixel, so that they hold whole labels.
 """
 
@@ -103,7 +103,7 @@ class Canvas:
         self._stroke(lambda pen, fill: pen.line(px, fill=fill, width=w, joint="curve"), colour, label, instance)
 
     def pattern(self, texture: str, colour: Colour, period: float, phase: float) -> Image.Image | None:
-        """A full-size picture of the texture in `colour` and its second tone; None for `plain`."""
+        """A full-size image of the texture in `colour` and its second tone; None for `plain`."""
         if texture == "plain":
             return None
         other, f = second_tone(colour), self._full
@@ -117,7 +117,7 @@ class Canvas:
         return Image.fromarray(np.where(on[..., None], np.asarray(other, np.uint8), np.asarray(colour, np.uint8)))
 
     def finish(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The picture [side, side, 3] uint8, the labels and the instance numbers [side, side] uint8."""
+        """The image [side, side, 3] uint8, the labels and the instance numbers [side, side] uint8."""
         centre = slice(SUPERSAMPLING // 2, None, SUPERSAMPLING)
         picture = np.asarray(self._picture.reduce(SUPERSAMPLING))
         return picture, np.asarray(self._labels)[centre, centre].copy(), np.asarray(self._instances)[centre, centre].copy()

@@ -1,4 +1,4 @@
-"""The detector: a small network that says what is drawn where, and how well a picture keeps a promise.
+"""The detector: a small network that says what is drawn where, and how well an image keeps a promise.
 
 It reads each pixel's class, its colour word and its texture or style word, and names each object by its whole outline, which pixels in the
 middle of it cannot see. It is trained on drawn scenes only (`recipes/detector.py`); its own accuracy on held-out scenes is part of every report
@@ -91,7 +91,7 @@ def _block(c_in: int, c_out: int, stride: int = 1) -> nn.Sequential:
 
 
 class Outlines(nn.Module):
-    """Names objects: crops [n, 4, OUTLINE, OUTLINE] (picture and silhouette, see `crops`) -> logits [n, len(world.OBJECTS)]."""
+    """Names objects: crops [n, 4, OUTLINE, OUTLINE] (image and silhouette, see `crops`) -> logits [n, len(world.OBJECTS)]."""
 
     def __init__(self, width: int = 24) -> None:
         super().__init__()
@@ -104,7 +104,7 @@ class Outlines(nn.Module):
 
 
 class SceneDetector(nn.Module):
-    """Pictures [b, 3, h, w] in 0..1, h and w multiples of 16 -> logits [b, k, h/2, w/2] for each head."""
+    """Images [b, 3, h, w] in 0..1, h and w multiples of 16 -> logits [b, k, h/2, w/2] for each head."""
 
     def __init__(self, width: int = 32) -> None:
         super().__init__()
@@ -133,7 +133,7 @@ def load_detector(state: dict[str, Tensor]) -> SceneDetector:
 
 @dataclass(frozen=True)
 class Found:
-    """One thing that the detector sees: `box` x0, y0, x1, y1 in 0..1, `area` the share of the picture."""
+    """One thing that the detector sees: `box` x0, y0, x1, y1 in 0..1, `area` the share of the image."""
 
     name: str
     box: Box
@@ -151,15 +151,15 @@ def _word_in(logits: Tensor, here: Tensor, words: tuple[tuple[str, str], ...], g
 
 @torch.no_grad()
 def look(detector: SceneDetector, images: Tensor) -> list[dict[str, Tensor]]:
-    """The logits of every picture [b, 3, h, w] in 0..1, one dict of [k, h/2, w/2] a picture."""
+    """The logits of every image [b, 3, h, w] in 0..1, one dict of [k, h/2, w/2] an image."""
     out = detector(images)
     return [{name: logits[row] for name, logits in out.items()} for row in range(len(images))]
 
 
 def silhouettes(seen: dict[str, Tensor], smallest: float = 0.008) -> list[np.ndarray]:
-    """The objects in one picture as masks [h/2, w/2], each at least `smallest` of the area.
+    """The objects in one image as masks [h/2, w/2], each at least `smallest` of the area.
 
-    An object is a connected place where the detector sees objects of whatever class. Two that touch are told apart by their colours.
+    An object is a connected place where the detector sees objects of whatever class. Two that touch are distinguished by their colours.
     """
     from scipy import ndimage
 
@@ -167,7 +167,7 @@ def silhouettes(seen: dict[str, Tensor], smallest: float = 0.008) -> list[np.nda
     there = (seen["labels"].float().softmax(dim=0)[members].sum(dim=0) > 0.5).cpu().numpy()
     colours = seen["colours"][_COLOURS].argmax(dim=0).cpu().numpy()
     found = []
-    # A one-pixel gap (a fish's tail, an outline) does not make two things of one.
+    # A one-pixel gap (a fish's tail, an outline) does not make two objects of one.
     parts, count = ndimage.label(ndimage.binary_dilation(there))
     for number in range(1, count + 1):
         here = (parts == number) & there
@@ -184,7 +184,7 @@ def box_of(mask: np.ndarray) -> Box:
 
 
 def crops(image: Tensor, masks: list[np.ndarray]) -> Tensor:
-    """A picture [3, h, w] and silhouettes in it -> [n, 4, OUTLINE, OUTLINE]: the square around each, and the silhouette in it."""
+    """An image [3, h, w] and silhouettes in it -> [n, 4, OUTLINE, OUTLINE]: the square around each, and the silhouette in it."""
     out = []
     for mask in masks:
         x0, y0, x1, y1 = box_of(mask)
@@ -198,7 +198,7 @@ def crops(image: Tensor, masks: list[np.ndarray]) -> Tensor:
 
 @torch.no_grad()
 def find_outlined(detector: SceneDetector, image: Tensor, seen: dict[str, Tensor]) -> list[tuple[np.ndarray, Found]]:
-    """The objects in one picture [3, h, w] in 0..1 of which the detector has `seen` the pixels, with their silhouettes, largest first."""
+    """The objects in one image [3, h, w] in 0..1 of which the detector has `seen` the pixels, with their silhouettes, largest first."""
     masks = silhouettes(seen)
     if not masks:
         return []
@@ -218,12 +218,12 @@ def find_objects(detector: SceneDetector, image: Tensor, seen: dict[str, Tensor]
 
 
 def shows(found: list[Found], name: str, colour: str) -> bool:
-    """Is there a thing of this class and this colour?"""
+    """Is there an object of this class and this colour?"""
     return any(f.name == name and f.colour == colour for f in found)
 
 
-def stands_in(found: list[Found], name: str, colour: str, box: Box, overlap: float = 0.5) -> bool:
-    """Instance success: a thing of this class and colour whose box has at least `overlap` IoU with the asked one."""
+def is_found_at(found: list[Found], name: str, colour: str, box: Box, overlap: float = 0.5) -> bool:
+    """Instance success: an object of this class and colour whose box has at least `overlap` IoU with the asked one."""
     return any(f.name == name and f.colour == colour and iou(f.box, box) >= overlap for f in found)
 
 
@@ -240,7 +240,7 @@ PLACE_CLASSES: dict[str, tuple[str, ...]] = {
 
 
 def person_in(seen: dict[str, Tensor], x0: float = 0.0, x1: float = 1.0, smallest: float = 0.002) -> dict[str, str]:
-    """The colour words of skin, hair and shirt of the person between two columns, 0..1; a part that is not there is left away."""
+    """The colour words of skin, hair and shirt of the person between two columns, 0..1; a part that is not there is left out."""
     labels = seen["labels"].argmax(dim=0)
     columns = torch.arange(labels.shape[1], device=labels.device)
     inside = (columns >= x0 * labels.shape[1]) & (columns < x1 * labels.shape[1])
@@ -278,5 +278,5 @@ def agreement(seen: dict[str, Tensor], scene: Scene) -> dict[str, float]:
 
 
 def as_batch(pictures: np.ndarray) -> Tensor:
-    """Pictures [b, h, w, 3] uint8 -> [b, 3, h, w] float in 0..1."""
+    """Images [b, h, w, 3] uint8 -> [b, 3, h, w] float in 0..1."""
     return rearrange(torch.from_numpy(pictures).float() / 255, "b h w c -> b c h w")

@@ -13,7 +13,7 @@ from .world import COLOURS, EYES, HAIR_STYLES, HAIRS, MOUTHS, SKINS, article
 
 @dataclass(frozen=True)
 class Identity:
-    """What makes a person the same person in another picture."""
+    """What makes a person the same person in another image."""
 
     skin: str
     hair: str
@@ -55,7 +55,7 @@ def random_identity(rng: np.random.Generator) -> Identity:
 
 @dataclass(frozen=True)
 class _Frame:
-    """Head coordinates: the centre of the face and its half-height `unit`, in fractions of the picture."""
+    """Head coordinates: the centre of the face and its half-height `unit`, in fractions of the image."""
 
     x: float
     y: float
@@ -119,7 +119,7 @@ def _mouth(canvas: Canvas, f: _Frame, who: Identity, width: float, openness: flo
 
 
 def draw_person(canvas: Canvas, who: Identity, centre: Point, unit: float, instance: int, rng: np.random.Generator) -> None:
-    """Head and shoulders. `centre` is the middle of the face, `unit` half its height, as fractions of the picture.
+    """Head and shoulders. `centre` is the middle of the face, `unit` half its height, as fractions of the image.
 
     The pose and the shapes (width of the face, eyes, mouth) come from `rng`; everything that identifies the person from `who`.
     """

@@ -10,7 +10,7 @@ from .canvas import Canvas, Point, darker, mix, regular
 from .scene import Instance, Scene, finish_scene
 from .world import BACKDROPS, COLOURS, OBJECTS, TEXTURES, article, join
 
-OUTLINE = 0.012  # of the picture's side
+OUTLINE = 0.012  # of the image's side
 
 
 def _outline(name: str, centre: Point, r: float) -> list[list[Point]]:
@@ -54,11 +54,11 @@ def draw_object(
     backdrop,
     rng: np.random.Generator,
 ) -> None:
-    """One object of half-side `r` with a thin outline of its own darker colour."""
+    """One object of half-side `r` with a thin outline in a darker tone."""
     colour = COLOURS[colour_name]
     edge = darker(colour, 0.45) if sum(colour) > 200 else mix(colour, (255, 255, 255), 0.3)
     pattern = canvas.pattern(texture, colour, period=rng.uniform(0.09, 0.11), phase=rng.uniform(0, 1))
-    if name == "cup":  # the handle first, the cup stands in front of it
+    if name == "cup":  # the handle first, the cup is in front of it
         canvas.ellipse((centre[0] + 0.52 * r, centre[1] - 0.05 * r), 0.42 * r, 0.46 * r, edge, name, instance)
         canvas.ellipse((centre[0] + 0.52 * r, centre[1] - 0.05 * r), 0.22 * r, 0.26 * r, backdrop, "backdrop")
     for polygon in _outline(name, centre, r):
@@ -100,7 +100,7 @@ def draw_objects(rng: np.random.Generator, side: int, count: int | None = None) 
     canvas = Canvas(side)
     canvas.gradient(backdrop, backdrop, "backdrop")
     instances: list[Instance] = []
-    # Distinct classes and distinct colours: a wrong attachment of colour to class is then visible in the picture.
+    # Distinct classes and distinct colours: a wrong attachment of colour to class is then visible in the image.
     names = rng.choice(OBJECTS, size=count, replace=False)
     colours = rng.choice(list(COLOURS), size=count, replace=False)
     for number, ((centre, r), name, colour) in enumerate(zip(place(rng, count), names, colours), start=1):

@@ -1,4 +1,4 @@
-"""The playground's detector as a detector of layouts: it knows things by class, colour and texture."""
+"""Finds the objects of phrases with the playground's detector: by class, colour and texture."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .vocabulary import split_words
 
 
 class PhraseDetector:
-    """`evaluation.detection.Judge` by the small network; a phrase's texture counts where it names one."""
+    """A `Judge` of `evaluation.detection`; a phrase's texture counts where it names one."""
 
     def __init__(self, network: SceneDetector) -> None:
         self.network = network
@@ -38,7 +38,7 @@ class PhraseDetector:
         )
 
     def _things(self, picture: Tensor) -> list[Found]:
-        """Looked at once for all phrases of a picture."""
+        """Looked at once for all phrases of an image."""
         if self._last[0] is not picture:
             seen = F.interpolate(picture[None], (SIDE, SIDE), mode="bilinear", antialias=True)  # what it has learned on
             self._last = picture, find_objects(self.network, seen[0], look(self.network, seen)[0])

@@ -11,7 +11,7 @@ from .world import BACKDROPS, COLOURS, GRASSES, PLACES, SKIES, TREES, article, j
 
 
 def draw_portrait(rng: np.random.Generator, side: int, who: Identity | None = None) -> Scene:
-    """One person, head and shoulders, filling the picture."""
+    """One person, head and shoulders, filling the image."""
     who = who or random_identity(rng)
     backdrop = str(rng.choice(list(BACKDROPS)))
     canvas = Canvas(side)

@@ -23,7 +23,7 @@ class Instance:
 
 @dataclass
 class Scene:
-    """A picture with everything that is known about it.
+    """An image with everything that is known about it.
 
     `image` [side, side, 3] uint8; `labels` [side, side] uint8, positions in `world.CLASSES`; `instance_map` [side, side] uint8, 0 where
     there is no instance and k where `instances[k - 1]` is visible; `attributes` what holds for the whole scene (backdrop, sky, place).

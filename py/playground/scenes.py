@@ -28,7 +28,7 @@ def draw_scene(kind: str, seed: int, side: int = SIDE, **wish) -> Scene:
     Args:
         kind: one of `KINDS`.
         seed: 0 .. 2**63 - 1; from `HELD_OUT` on for evaluation.
-        side: pixels of the square picture.
+        side: pixels of the square image.
         wish: what the drawing function of the kind takes further (`count`, `who`, `place`).
 
     Raises:

@@ -1,7 +1,7 @@
 """The vocabulary of the drawn world: its classes, its colours and every word a caption may use.
 
 Everything here is data. The scenes (`objects.py`, `streets.py`, `portraits.py`) draw with it, the tokenizer counts its words,
-the judge and the palettes name its classes. Orders are frozen: weights are trained on them, so append, never insert.
+the detector names its classes. Orders are frozen: weights are trained on them, so append, never insert.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ LABEL: dict[str, int] = {name: label for label, name in enumerate(CLASSES)}
 OBJECTS: tuple[str, ...] = ("ball", "box", "star", "heart", "fish", "cup", "moon", "ring")
 TEXTURES: tuple[str, ...] = ("plain", "striped", "dotted", "checked")
 
-#: The colours of objects, houses, cars and shirts: far apart in CIELAB, so that a picture can be judged by the nearest one.
+#: The colours of objects, houses, cars and shirts: far apart in CIELAB, so that an image can be judged by the nearest one.
 COLOURS: dict[str, Colour] = {
     "red": (214, 38, 38),
     "orange": (245, 138, 30),
@@ -66,7 +66,7 @@ PLACES: tuple[str, ...] = ("park", "beach", "city", "mountains", "room")
 _GLUE = (
     "by "
     "a an the and on in of with at by two three no person people portrait face street background place "
-    "house houses tree trees car cars road roof eyes hair shirt mouth glasses sky grass object objects picture drawing light window"
+    "house houses tree trees car cars road roof eyes hair shirt mouth glasses sky grass object objects image drawing light window"
 )
 #: Every word the text encoder knows, sorted once and then frozen by the shipped weights.
 WORDS: tuple[str, ...] = tuple(

@@ -49,9 +49,9 @@ def test_success_needs_class_colour_and_place(shipped):
     first = things[0]
     other = next(c for c in world.COLOURS if c != first.colour)
     x0, y0, x1, y1 = first.box
-    assert detector.stands_in(things, first.name, first.colour, first.box)
-    assert not detector.stands_in(things, first.name, other, first.box)
-    assert not detector.stands_in(things, first.name, first.colour, ((x0 + x1) / 2, y0, (3 * x1 - x0) / 2, y1))
+    assert detector.is_found_at(things, first.name, first.colour, first.box)
+    assert not detector.is_found_at(things, first.name, other, first.box)
+    assert not detector.is_found_at(things, first.name, first.colour, ((x0 + x1) / 2, y0, (3 * x1 - x0) / 2, y1))
 
 
 def test_two_objects_that_touch_are_told_apart_by_their_colours():

@@ -1,7 +1,7 @@
 """AM-Adapter of the playground: ControlNeXt on streets and their maps, then the matcher on two views of each street.
 
-ControlNeXt learns first alone, then together with the UNet's half after it, which so learns to draw what it is told: on 8 x 8 places a
-frozen one hears too little of a map. Text encoder and VAE are the finished ones and stay as they are. Prompts are mostly bare, so that layout
+ControlNeXt learns first alone, then together with the UNet's half after it, which so learns to follow the map: at 8 x 8 latent cells a
+frozen one is guided too weakly. Text encoder and VAE are the finished ones and stay as they are. Prompts are mostly bare, so that layout
 must come from the map and colours from the exemplar.
 """
 
@@ -79,7 +79,7 @@ def _encoded(encode: Encode, images: Tensor) -> Tensor:
 
 
 def colours_of(labels: Tensor) -> Tensor:
-    """The picture of a map, [b, h, w] -> [b, 3, h, w], 0..1."""
+    """The image of a map, [b, h, w] -> [b, 3, h, w], 0..1."""
     table = torch.zeros(256, 3)
     table[: len(world.CLASSES)] = torch.tensor(list(world.CLASSES.values())) / 255
     return rearrange(table[labels.long()], "b h w c -> b c h w")

@@ -17,7 +17,7 @@ from ...training.loop import Schedule, fit
 from ..dataset import draw_many, pictures, training_keys
 
 SCENES = 6000
-CROP = 64  # pixels; convolutions only, so that crops train what whole pictures use
+CROP = 64  # pixels; convolutions only, so that crops train what whole images use
 BATCH = 16
 JITTER = 0.04  # of a latent's standard deviation, which is held near one
 SCHEDULE = Schedule(
@@ -50,7 +50,7 @@ def _jittered(latent: Tensor, rng: torch.Generator) -> Tensor:
 
 
 def train(autoencoder: Any, folder: Path, schedule: Schedule = SCHEDULE, finish: Schedule = FINISH) -> None:
-    """Train a TAESD module (`taesd_encoder`, `taesd_decoder`) in place; pictures in 0..1."""
+    """Train a TAESD module (`taesd_encoder`, `taesd_decoder`) in place; images in 0..1."""
     scenes = torch.from_numpy(pictures(draw_many(training_keys(SCENES)))).permute(0, 3, 1, 2)
     encoder, decoder = autoencoder.taesd_encoder, autoencoder.taesd_decoder
     autoencoder.to(memory_format=torch.channels_last)

@@ -27,7 +27,7 @@ SCHEDULE = Schedule(
     steps=9500, learning_rate=6e-4, warmup=200, final_rate=0.03, weight_decay=0.01, ema=0.999, checkpoint_every=250, seed=12
 )
 
-Encode = Callable[[Tensor], Tensor]  # pictures [n, 3, h, w] in 0..1 -> unit latents [n, 4, h/8, w/8]
+Encode = Callable[[Tensor], Tensor]  # images [n, 3, h, w] in 0..1 -> unit latents [n, 4, h/8, w/8]
 TextFeatures = Callable[[nn.Module, Tensor], Tensor]
 
 
@@ -59,7 +59,7 @@ def diffusion_loss(
 ) -> Tensor:
     """The weighted epsilon loss of one batch of unit latents [b, 4, h, w]; `predict` takes the noisy latents and the timesteps [b].
 
-    The weight is 1 / sqrt(SNR): an error of epsilon at high noise is a large one of the picture, and there it is decided which shape an
+    The weight is 1 / sqrt(SNR): an error of epsilon at high noise is a large one of the image, and there it is decided which shape an
     object gets. Without it the model learns colours long before shapes. `region` [b, 1, h, w] says where an error counts, 0..1; the mean
     is over all cells all the same.
     """

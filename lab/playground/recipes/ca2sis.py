@@ -1,8 +1,8 @@
-"""CA2-SIS's generator for drawn portraits: small, trained on pictures whose edited forms are known.
+"""CA2-SIS's generator for drawn portraits: small, trained on images whose edited forms are known.
 
 The full trainer is adversarial (`py/ca2sis/training.py`). Here every exchange of styles or shapes has one right answer, so the generator
 learns edits directly: a third of each batch is drawn again from its own codes, a third with some classes' styles of another face, a third
-with one class's shape of another face. With the attention loss that gives a sharper picture in this time than a discriminator does.
+with one class's shape of another face. With the attention loss that gives a sharper image in this time than a discriminator does.
 Eyes, brows and mouths cover so few pixels that their codes would stay empty: classes weigh nearly alike, the mean colour of each class
 counts besides its pixels, and a linear head, dropped afterwards, asks each code for its class's colour.
 Afterwards the noise network learns which codes there are.
@@ -47,7 +47,7 @@ BATCH = 6
 ATTENTION = 0.05
 COLOUR = 0.3  # weight of the loss of the codes' colours
 DRAWN_COLOUR = 2.0  # and of the colours of what is drawn
-EVEN, HEAVIEST = 0.15, 20.0  # a class that covers less than this share of the picture weighs more, so many times at most
+EVEN, HEAVIEST = 0.15, 20.0  # a class that covers less than this share of the image weighs more, so many times at most
 SCHEDULE = Schedule(
     steps=4400, learning_rate=1.5e-3, warmup=50, final_rate=0.02, weight_decay=0.0, ema=0.99, checkpoint_every=100, seed=18
 )
@@ -73,13 +73,13 @@ class CodeColours(nn.Module):
         self.bias = nn.Parameter(torch.zeros(len(CLASSES), 3))
 
     def loss(self, style: Tensor, pictures: Tensor, masks: Tensor) -> Tensor:
-        """The square error, over the classes that are there: S [b, k, code_dim], pictures [b, 3, h, w], M [b, k, h, w]."""
+        """The square error, over the classes that are there: S [b, k, code_dim], images [b, 3, h, w], M [b, k, h, w]."""
         told = torch.einsum("bkd,kdc->bkc", style, self.weight) + self.bias
         return (told - mean_colours(pictures, masks)).square().mean(dim=-1)[present_classes(masks)].mean()
 
 
 class Faces:
-    """Trios as tensors: pictures [n, 3, 3, h, w] uint8 (own, other, donor), maps [n, 2, h, w] uint8 (own, donor)."""
+    """Trios as tensors: images [n, 3, 3, h, w] uint8 (own, other, donor), maps [n, 2, h, w] uint8 (own, donor)."""
 
     def __init__(self, count: int = FACES, first: int = FIRST) -> None:
         log.info("drawing %d trios of faces", count)
@@ -90,7 +90,7 @@ class Faces:
         self.labels = torch.from_numpy(np.stack([np.stack([t.own_labels, t.donor_labels]) for t in trios]))
 
     def rows(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Pictures [b, 3, 3, h, w] in [-1, 1] and labels [b, 2, h, w] int64."""
+        """Images [b, 3, 3, h, w] in [-1, 1] and labels [b, 2, h, w] int64."""
         return self.pictures[rows].float() / 127.5 - 1, self.labels[rows].long()
 
 
@@ -103,7 +103,7 @@ def edit_batch(pictures: Tensor, labels: Tensor, rng: torch.Generator) -> tuple[
     """What a batch is asked: a third nothing, a third other styles, a third another shape.
 
     Returns:
-        Which styles are the donor's [b, k] bool; M_sw [b, k, h, w]; the right picture [b, 3, h, w]; the weight of its pixels [b, 1, h, w].
+        Which styles are the donor's [b, k] bool; M_sw [b, k, h, w]; the right image [b, 3, h, w]; the weight of its pixels [b, 1, h, w].
     """
     own, other, donor = pictures.unbind(1)
     map_own, map_donor = labels.unbind(1)

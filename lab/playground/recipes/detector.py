@@ -1,4 +1,4 @@
-"""The detector: segmentation of drawn scenes, with the blur, noise and tint that a generated picture may have; then the names of the objects
+"""The detector: segmentation of drawn scenes, with the blur, noise and tint that a generated image may have; then the names of the objects
 by the silhouettes that the segmentation gives.
 """
 
@@ -31,7 +31,7 @@ OUTLINES_BATCH = 96
 
 
 def _worn(images: Tensor, rng: torch.Generator) -> Tensor:
-    """Pictures as a generator might give them back: softer, noisier, tinted."""
+    """Images as a generator might give them back: softer, noisier, tinted."""
     soft = F.interpolate(F.avg_pool2d(images, 2), scale_factor=2.0, mode="bilinear")
     share = torch.rand((len(images), 1, 1, 1), generator=rng)
     tint = 1 + 0.08 * torch.randn((len(images), 3, 1, 1), generator=rng)
@@ -51,7 +51,7 @@ def _bent(cut: Tensor, rng: torch.Generator) -> Tensor:
 
 @torch.no_grad()
 def _silhouettes(detector: SceneDetector, scenes: Sequence[Scene], images: Tensor) -> tuple[Tensor, Tensor]:
-    """What the segmentation makes of the objects in worn pictures: crops [n, 4, OUTLINE, OUTLINE] and their class numbers [n]."""
+    """What the segmentation makes of the objects in worn images: crops [n, 4, OUTLINE, OUTLINE] and their class numbers [n]."""
     found, names = [], []
     for first in range(0, len(scenes), BATCH):
         batch = _worn(images[first : first + BATCH].float().div(255), generator_for(OUTLINES.seed, first))
@@ -70,7 +70,7 @@ def train(detector: SceneDetector, folder: Path, schedule: Schedule = SCHEDULE, 
     scenes = draw_many(training_keys(SCENES, FIRST))
     images = torch.from_numpy(pictures(scenes)).permute(0, 3, 1, 2)
     truths = [truth(scene) for scene in scenes]
-    # The heads answer at half the size of the picture.
+    # The heads answer at half the size of the image.
     targets = {name: torch.stack([torch.from_numpy(t[name][::2, ::2].copy()) for t in truths]) for name in truths[0]}
 
     def loss(_: int, rng: torch.Generator) -> Tensor:

@@ -1,6 +1,6 @@
-"""The image encoder: a CLIP vision tower against the base model's frozen text encoder, on whole scenes and on crops of single things.
+"""The image encoder: a CLIP vision tower against the base model's frozen text encoder, on whole scenes and on crops of single objects.
 
-The contrast (CLIP, arXiv 2103.00020) is between a picture and its phrase; equal phrases in a batch all count as right. Small linear heads,
+The contrast (CLIP, arXiv 2103.00020) is between an image and its phrase; equal phrases in a batch all count as right. Small linear heads,
 dropped afterwards, ask for each attribute by name, so that no colour is lost in the average.
 """
 
@@ -23,7 +23,7 @@ from ..dataset import draw_many, training_keys
 
 SCENES = 9000
 NAMED = 1.0  # weight of each attribute's loss beside the contrast
-WHITE = 0.25  # of the single things: what tells their class is a faint line only, so that it is learned last
+WHITE = 0.25  # of the single objects: what tells their class is a faint line only, so that it is learned last
 FIRST = 600_000
 BATCH = 64
 SCHEDULE = Schedule(
@@ -60,7 +60,7 @@ TextEmbeddings = Callable[[Tensor], Tensor]  # tokens [b, 77] -> embeddings [b, 
 
 
 def normalise(images: Tensor) -> Tensor:
-    """Pictures [b, 3, h, w] in 0..1 as the tower reads them."""
+    """Images [b, 3, h, w] in 0..1 as the tower reads them."""
     return (images - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
 
 
@@ -90,14 +90,14 @@ def _stretched(scene: Scene, x0: int, y0: int, x1: int, y1: int) -> Tensor:
 
 
 def white_things(scenes: list[Scene]) -> list[tuple[Scene, Instance]]:
-    """The white things of scenes of objects."""
+    """The white objects of scenes of objects."""
     return [(s, t) for s in scenes if s.kind == "objects" for t in s.instances if t.attributes["colour"] == "white"]
 
 
 def sample(
     scenes: list[Scene], white: list[tuple[Scene, Instance]], rng: np.random.Generator
 ) -> tuple[Tensor, str, dict[str, str]]:
-    """A picture, its phrase and what is known about it: one instance (75 %), stretched or with room around it, or a whole scene."""
+    """An image, its phrase and what is known about it: one instance (75 %), stretched or with room around it, or a whole scene."""
     scene = scenes[int(rng.integers(len(scenes)))]
     if scene.instances and rng.random() < 0.75:
         thing = scene.instances[int(rng.integers(len(scene.instances)))]

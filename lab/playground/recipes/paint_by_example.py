@@ -1,8 +1,8 @@
-"""Paint by Example on the drawn world: the base UNet learns to read a picture with a hole and one token of an exemplar.
+"""Paint by Example on the drawn world: the base UNet learns to read an image with a hole and one token of an exemplar.
 
-Trained as the paper does it (`py/paint_by_example/training.py`), from things of drawn scenes. The image encoder is frozen; of the UNet only the
+Trained as the paper does it (`py/paint_by_example/training.py`), from objects of drawn scenes. The image encoder is frozen; of the UNet only the
 first convolution, which gets five channels more, and the transformers are trained, without what one token leaves unused. Everything but the
-noise is computed once: latents of the picture and of the picture with a hole, the hole, the class token of the exemplar.
+noise is computed once: latents of the image and of the image with a hole, the hole, the class token of the exemplar.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ CHUNK = 1_000
 BATCH = 32
 DROP = 0.2
 VIEWS = 4  # of each exemplar, augmented anew
-BACKDROP = 0.7  # of the exemplars: stand before another plain backdrop, since what is around a thing must come from the picture
+BACKDROP = 0.7  # of the exemplars: stand before another plain backdrop, since what is around an object must come from the image
 OBJECTS = 0.75  # of each batch
-MOST_ROOM = 0.5  # on one side of a thing, of its longer side
+MOST_ROOM = 0.5  # on one side of an object, of its longer side
 SIDE = 128
 CELL = 8
 SCHEDULE = Schedule(
@@ -47,7 +47,7 @@ SCHEDULE = Schedule(
 class Networks:
     """What is trained and the frozen parts around it; the host room builds it.
 
-    unet: nine channels, with the base's weights. encode: pictures [n, 3, side, side] in 0..1 -> unit latents [n, 4, h, w].
+    unet: nine channels, with the base's weights. encode: images [n, 3, side, side] in 0..1 -> unit latents [n, 4, h, w].
     pooled: normalised pixels [n, 3, side, side] -> class tokens [n, width].
     """
 
@@ -58,7 +58,7 @@ class Networks:
 
 
 def _example(scene: Scene, rng: torch.Generator) -> tuple[Tensor, Tensor, Tensor] | None:
-    """Picture [3, s, s], hole [s, s] and exemplar with its thing's mask [4, s, s] of a scene, 0..1; None without a thing of a usable size."""
+    """Image [3, s, s], hole [s, s] and exemplar with its thing's mask [4, s, s] of a scene, 0..1; None without an object of a usable size."""
     things = [(number, thing) for number, thing in enumerate(scene.instances, 1) if usable(thing.box)]
     if not things:
         return None
@@ -72,7 +72,7 @@ def _example(scene: Scene, rng: torch.Generator) -> tuple[Tensor, Tensor, Tensor
 
 
 def _roomy(box: Box, rng: torch.Generator) -> Box:
-    """A box in pixels, along each axis half of the time larger: the hole's proportions must not tell what stood there."""
+    """A box in pixels, along each axis half of the time larger: the hole's proportions must not reveal what was there."""
     x0, y0, x1, y1 = (value * SIDE for value in box)
     left, top, right, bottom = (torch.rand(4, generator=rng) * MOST_ROOM * max(x1 - x0, y1 - y0)).tolist()
     wider, higher = (torch.rand(2, generator=rng) < 0.5).tolist()

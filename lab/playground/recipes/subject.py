@@ -1,6 +1,6 @@
 """The subject model: the base UNet's transformers, the image encoder's last layers and the network that fuses persons into prompts.
 
-Trained as Face-diffuser's subject model (`py/snf`), on drawn persons: mostly on plain backdrops. Where they stand in places the loss counts
+Trained as Face-diffuser's subject model (`py/snf`), on drawn persons: mostly on plain backdrops. Where they are in places the loss counts
 inside of the persons only, so that the model becomes an expert for persons and learns nothing about places: those are the scene model's.
 """
 
@@ -28,7 +28,7 @@ EXAMPLES = 3000
 FIRST = 0
 CHUNK = 1000
 BATCH = 32
-MOST = 2  # persons in one picture
+MOST = 2  # persons in one image
 DROPS = Drops()
 HAIR = 4.0  # how much more an error counts where the hair is: it covers few cells, and a person is known by it
 SCHEDULE = Schedule(
@@ -40,7 +40,7 @@ SCHEDULE = Schedule(
 class Networks:
     """What is trained and the ways to run it; the host room builds it.
 
-    encode: pictures [n, 3, side, side] in 0..1 -> unit latents [n, 4, h, w].
+    encode: images [n, 3, side, side] in 0..1 -> unit latents [n, 4, h, w].
     text: tokens [b, 77] -> [b, 77, c], frozen.
     begin: normalised pixels [n, 3, side, side] -> hidden states [n, l, c] before the trained layers of `tower`. end: those -> [n, c].
     """

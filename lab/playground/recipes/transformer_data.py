@@ -28,7 +28,7 @@ Box = tuple[float, float, float, float]
 
 
 def draw_reference(rng: np.random.Generator, name: str, colour: str, texture: str) -> np.ndarray:
-    """An object by itself on a plain backdrop, [64, 64, 3] uint8: another size, place and phase of its texture than in the scene."""
+    """A single object on a plain backdrop, [64, 64, 3] uint8: another size, place and phase of its texture than in the scene."""
     backdrop = BACKDROPS[str(rng.choice(list(BACKDROPS)))]
     canvas = Canvas(REFERENCE_SIDE)
     canvas.gradient(backdrop, backdrop, "backdrop")
