@@ -9,11 +9,11 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from ...py.host import playground
+from ...py.host import playground, playground_transformer
 from ...py.playground.detector import SceneDetector
 from .adapters import STAGES
-from .export import INITIAL_SEED, encode_with, ship
-from .recipes import autoencoder, base, detector, image_encoder
+from .export import INITIAL_SEED, encode_with, finished, finished_encoder, ship
+from .recipes import autoencoder, base, detector, image_encoder, transformer, transformer_network
 
 log = logging.getLogger("exemplary")
 
@@ -45,6 +45,16 @@ def train_base(folder: Path) -> None:
     base.train(unet, text, encode_with(encoder), playground.text_features, folder)
     ship("unet", unet.state_dict(), steps=base.SCHEDULE.steps)
     ship("text_encoder", text.state_dict(), steps=base.SCHEDULE.steps)
+
+
+def train_transformer(folder: Path) -> None:
+    """The transformer base, on the latents of the finished VAE, with the finished text encoder."""
+    torch.manual_seed(INITIAL_SEED)
+    config = {key: value for key, value in playground_transformer.NETWORK_CONFIG.items() if key != "image_model"}
+    network = transformer_network.new_network(config)
+    text = finished(playground.new_text_model(), "text_encoder")
+    transformer.train(network, lambda tokens: playground.text_features(text, tokens), finished_encoder(), folder)
+    ship(playground_transformer.FILE, network.state_dict(), steps=transformer.SCHEDULE.steps)
 
 
 def train_detector(folder: Path) -> None:
@@ -79,6 +89,7 @@ def main(arguments: list[str]) -> int:
     runs = {
         "autoencoder": train_autoencoder,
         "base": train_base,
+        "transformer": train_transformer,
         "detector": train_detector,
         "image_encoder": train_image_encoder,
         **STAGES,

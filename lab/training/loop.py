@@ -26,7 +26,10 @@ log = logging.getLogger("exemplary")
 
 @dataclass(frozen=True)
 class Schedule:
-    """How long and how fast. Learning rate: linear warm-up, then a cosine down to `final_rate` of the peak."""
+    """How long and how fast. Learning rate: linear warm-up, then a cosine down to `final_rate` of the peak.
+
+    `cooldown`: above 0, the rate stays at the peak and falls linearly in that many last steps, instead of the cosine.
+    """
 
     steps: int
     learning_rate: float
@@ -40,11 +43,14 @@ class Schedule:
     seed: int = 0
     accumulation: int = 1
     betas: tuple[float, float] = (0.9, 0.99)
+    cooldown: int = 0
 
     def rate(self, step: int) -> float:
         """The factor of the peak learning rate at a step."""
         if step < self.warmup:
             return (step + 1) / self.warmup
+        if self.cooldown:
+            return max(self.final_rate, min(1.0, (self.steps - step) / self.cooldown))
         progress = min(1.0, (step - self.warmup) / max(1, self.steps - self.warmup))
         return self.final_rate + (1 - self.final_rate) * 0.5 * (1 + math.cos(math.pi * progress))
 
@@ -125,6 +131,7 @@ def fit(
     folder: Path,
     every: dict[int, Callable[[int], None]] | None = None,
     rates: dict[str, float] | None = None,
+    optimizer_of: Callable[[dict[str, nn.Module], float], torch.optim.Optimizer] | None = None,
 ) -> list[float]:
     """Train `modules` in place until `schedule.steps`, and leave the averaged (EMA) parameters in them.
 
@@ -135,6 +142,7 @@ def fit(
         every: period -> function of the step, e.g. to write sample images. Called with the averaged parameters in the modules, in the
             main process only.
         rates: module -> factor of the learning rate, for adversaries of two speeds in one loss; 1 for the others.
+        optimizer_of: (modules, learning rate) -> an optimizer in place of AdamW.
 
     Returns:
         The loss of every step of this run, the mean of all its batches.
@@ -155,9 +163,14 @@ def fit(
         groups = [
             {"params": [p for _, p in _trainable({key: module})], "rate": rates.get(key, 1.0)} for key, module in modules.items()
         ]
-    optimizer = accelerator.prepare_optimizer(
-        torch.optim.AdamW(groups, lr=schedule.learning_rate, betas=schedule.betas, weight_decay=schedule.weight_decay, fused=True)
+    chosen = (
+        optimizer_of(modules, schedule.learning_rate)
+        if optimizer_of
+        else torch.optim.AdamW(
+            groups, lr=schedule.learning_rate, betas=schedule.betas, weight_decay=schedule.weight_decay, fused=True
+        )
     )
+    optimizer = accelerator.prepare_optimizer(chosen)
     path, first, kept = folder / f"{name}.ckpt", 0, None
     if path.exists():
         kept = load_checkpoint(path, modules)

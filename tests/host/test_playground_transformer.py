@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import comfy.sample
 import pytest
 import torch
+from pack.lab.playground.recipes import transformer as recipe
 from pack.lab.playground.recipes import transformer_network as network
 from pack.py.host import playground_transformer as transformer
 from pack.py.host.ifadapter.references import RegionalReferences
@@ -87,3 +90,35 @@ def test_a_region_attends_to_its_reference_only(model):
     assert torch.equal(*images)
     changed = sample(acting, conditioning(1, latent(6, 8, 8), latent(8, 8, 8)), conditioning(2, latent(6, 8, 8), latent(8, 8, 8)))
     assert (changed - images[0]).abs().max() > 1e-3
+
+
+def test_a_regional_reference_is_seen_in_its_box_only():
+    boxes = torch.tensor([[[0.0, 0.0, 0.5, 0.5], [0.5, 0.5, 1.0, 1.0]]]).repeat(2, 1, 1)
+    bias = recipe.regional_bias(boxes, torch.tensor([2, 2]), torch.tensor([True, False])).float()[:, 0]
+    assert not bool(bias[1].any()), "the other row sees everything"
+    cells, references = slice(recipe.TEXT, recipe.TEXT + 256), slice(recipe.TEXT + 256, None)
+    seen = (bias[0, cells, references] == 0).view(16, 16, 8, 16)
+    assert bool(seen[0, 0, :, :8].all()) and not bool(seen[0, 0, :, 8:].any())
+    assert bool(seen[15, 15, :, 8:].all()) and not bool(seen[0, 15].any())
+    assert bool((bias[0, : recipe.TEXT, references] < 0).all()) and bool((bias[0, references, cells] < 0).all())
+
+
+def test_training_steps_change_all_parts_and_resume_from_a_checkpoint(tmp_path):
+    config = {**CONFIG, "n_layers": 3}
+    table = torch.randn(200, 128, generator=torch.Generator().manual_seed(0))
+
+    def encode(images: torch.Tensor) -> torch.Tensor:
+        return torch.cat([images, images[:, :1]], dim=1)[:, :, ::8, ::8]
+
+    def trained(steps: int) -> dict[str, torch.Tensor]:
+        torch.manual_seed(4)
+        net = network.new_network(config)
+        schedule = replace(recipe.SCHEDULE, steps=steps, cooldown=1, warmup=1, checkpoint_every=1)
+        recipe.train(net, lambda tokens: table[tokens], encode, tmp_path, schedule, examples=64, compiled=False)
+        return {name: value.clone() for name, value in net.state_dict().items()}
+
+    first, second = trained(2), trained(3)
+    assert all(bool(value.isfinite().all()) for value in second.values())
+    moved = {name.split(".")[0] for name, value in second.items() if not torch.equal(value, first[name])}
+    assert moved >= {"layers", "noise_refiner", "context_refiner", "x_embedder", "cap_embedder", "final_layer"}
+    assert torch.load(tmp_path / "transformer.ckpt", weights_only=True)["step"] == 3
