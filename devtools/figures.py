@@ -41,6 +41,7 @@ MEASUREMENTS = {
         ("lab/evaluate", "paint_by_example"),
         ("lab/evaluate", "setup"),
         ("lab/evaluate", "snf"),
+        ("lab/evaluate", "transformer"),
     ),
     "speed": (
         ("benchmarks", "am_adapter"),

@@ -23,7 +23,7 @@ from . import playground as measures
 from .playground import Figure
 from .setup import Studio, records
 
-NEEDS = [playground_transformer.FILE]
+NEEDS = ["transformer"]
 STEPS, CFG, SAMPLER, SCHEDULER = 20, 4.0, "euler", "simple"
 
 
