@@ -1,6 +1,6 @@
 """AM-Adapter: matcher-biased attention against the textbook form of its formulas, and a sampling run with a warm store against a plain one.
 
-The textbook form builds every matrix of pairs: the logits of all keys, their means on 32 x 32 places, the volume through convolutions with
+The textbook form builds every matrix of pairs: the logits of all keys, their means on 32 x 32 tokens, the volume through convolutions with
 their two kernels apart, the bias at full size, the softmax. Eight heads, one row, float32; the weights are random, the results the same.
 Time is processor time, memory the growth of the process while it runs.
 """
@@ -18,8 +18,8 @@ from pack.lab.evaluate import transfer
 from pack.lab.evaluate.am_adapter import map_of
 from pack.lab.evaluate.playground import as_images
 from pack.lab.evaluate.setup import STEPS, Studio
-from pack.py.am_adapter.agreement import agreement
-from pack.py.am_adapter.attention import Exemplar, Settings, augmented_attention, match, matching_grid
+from pack.py.am_adapter.agreement import compare_classes
+from pack.py.am_adapter.attention import Exemplar, Settings, augmented_attention, match_tokens, matching_grid
 from pack.py.am_adapter.model import Encoder, Matcher
 from pack.py.host.am_adapter import apply as am_adapter
 from pack.py.host.am_adapter import cache as am_adapter_cache
@@ -46,17 +46,17 @@ def _attention(side: int, width: int, repeats: int) -> Iterator[dict]:
 
     def ours() -> torch.Tensor:
         small = matching_grid(grid)
-        found = match(encoder, q, kx, HEADS, agreement(labels[0], labels[1], small, small), grid, grid)
+        found = match_tokens(encoder, q, kx, HEADS, compare_classes(labels[0], labels[1], small, small), grid, grid)
         return augmented_attention(q, k, v, HEADS, [Exemplar(kx, vx, match=found)], Settings("matcher"))
 
     def dense() -> torch.Tensor:
         small = matching_grid(grid)
-        same = agreement(labels[0], labels[1], small, small).block()
+        same = compare_classes(labels[0], labels[1], small, small).block()
         return _textbook(encoder, q, k, v, kx, vx, same, side, small[0])
 
     torch.testing.assert_close(ours(), dense(), rtol=1e-3, atol=1e-3)
     times = [statistics.median(seconds(call) for _ in range(repeats)) for call in (ours, dense)]
-    name = f"AM-Adapter, matched attention of {side * side} places"
+    name = f"AM-Adapter, matched attention of {side * side} tokens"
     yield at_most(f"{name}, time against the textbook form", times[0] / times[1], "x", MOST_TIME)
     if STATM.exists():
         grown = [peak_growth(call)[0] for call in (ours, dense)]
@@ -98,13 +98,13 @@ def _textbook(encoder: Encoder, q, k, v, kx, vx, same, side: int, small: int) ->
 
 
 def _resized(matrix: torch.Tensor, side: int, to: int) -> torch.Tensor:
-    """[b, n, side^2, side^2] over pairs of places -> [b, n, to^2, to^2], both axes resized as images."""
+    """[b, n, side^2, side^2] over pairs of tokens -> [b, n, to^2, to^2], both axes resized as images."""
     if side == to:
         return matrix
     count = matrix.shape[0] * matrix.shape[1]
     for _ in range(2):
-        pictures = rearrange(matrix, "b n r (h w) -> (b n) r h w", h=side)
-        pictures = F.interpolate(pictures, (to, to), mode="bilinear")
-        matrix = rearrange(pictures, "(b n) r h w -> b n (h w) r", n=HEADS)
+        images = rearrange(matrix, "b n r (h w) -> (b n) r h w", h=side)
+        images = F.interpolate(images, (to, to), mode="bilinear")
+        matrix = rearrange(images, "(b n) r h w -> b n (h w) r", n=HEADS)
     assert matrix.shape[0] * matrix.shape[1] == count
     return matrix

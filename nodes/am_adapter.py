@@ -1,19 +1,19 @@
-"""An exemplar's look moves onto a semantic map, class by class (AM-Adapter, arXiv 2412.03150)."""
+"""The look of an exemplar is transferred to a semantic map, class by class (AM-Adapter, arXiv 2412.03150)."""
 
 from __future__ import annotations
 
 from comfy_api.latest import io, ui
 
 from ..py.am_adapter.attention import MODES
-from ..py.host import folders
 from ..py.host.am_adapter import apply as host
 from ..py.host.am_adapter import controlnext as control_host
+from ..py.host.am_adapter import files
 from ..py.host.am_adapter.exemplar import SOURCES
 from ..py.host.am_adapter.preview import preview
 from .types import AMAdapterType, ControlNeXtType, SemanticMapType
 from .widgets import advanced
 
-CATEGORY = "exemplary/exemplar"
+CATEGORY = "exemplary/AM-Adapter"
 
 
 def _percent(name: str, default: float, tooltip: str) -> io.Float.Input:
@@ -23,21 +23,22 @@ def _percent(name: str, default: float, tooltip: str) -> io.Float.Input:
 class ExemplaryLoadAMAdapter(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
+        matchers, default = files.choices(host.LOAD)
         return io.Schema(
             node_id="ExemplaryLoadAMAdapter",
             display_name="Load AM-Adapter",
             category=CATEGORY,
-            description="Load a trained AM-Adapter matcher from models/am_adapter, the authors' layout or one of our own. Apply AM-Adapter "
-            "also works without one.",
+            description="Load a trained AM-Adapter matcher from models/am_adapter, in the authors' layout or trained with this pack. Apply "
+            "AM-Adapter also works without one.",
             inputs=[
-                io.Combo.Input("file", options=folders.files("am_adapter"), tooltip="A matcher in models/am_adapter."),
+                io.Combo.Input("file", options=matchers, default=default, tooltip="Matcher file in models/am_adapter."),
                 advanced(
                     io.Combo.Input(
                         "behaviour",
                         options=list(host.BEHAVIOURS),
                         default=next(iter(host.BEHAVIOURS)),
-                        tooltip="upstream repeats the published code to the letter (512x512 only), corrected follows the paper. A file that "
-                        "says nothing is taken for the authors'.",
+                        tooltip="How the matcher compares tokens and classes. upstream: as the published code does (512x512 only). "
+                        "corrected: the paper's formulas, any size. Files without metadata are treated as the authors'.",
                     )
                 ),
             ],
@@ -56,23 +57,26 @@ class ExemplaryApplyAMAdapter(io.ComfyNode):
             node_id="ExemplaryApplyAMAdapter",
             display_name="Apply AM-Adapter",
             category=CATEGORY,
-            description="Paint a semantic map in the look of an exemplar, class by class: the road takes the exemplar's road, the sky its sky. "
-            "Works without weights on any Stable Diffusion 1.x, 2.x or SDXL model; where things stand is the business of a ControlNet. "
+            description="Transfer the look of a reference image (the exemplar) to a semantic map, class by class: the road takes the exemplar's "
+            "road, the sky its sky. Works without weights on Stable Diffusion 1.x, 2.x and SDXL; use a ControlNet to control the layout. "
             "Chain several for several exemplars.",
             inputs=[
                 io.Model.Input("model"),
-                io.Vae.Input("vae", tooltip="Encodes the exemplar. Must be the VAE of the same checkpoint."),
-                io.Image.Input("exemplar", tooltip="The picture whose look is wanted. Of a batch all are read together."),
-                SemanticMapType.Input("exemplar_map", tooltip="Which class stands where in the exemplar."),
+                io.Vae.Input("vae", tooltip="Encodes the exemplar. Use the VAE of the same checkpoint."),
+                io.Image.Input(
+                    "exemplar", tooltip="Reference image whose look is transferred. All images of a batch are used together."
+                ),
+                SemanticMapType.Input("exemplar_map", tooltip="Semantic map of the exemplar. It is stretched over the image."),
                 SemanticMapType.Input(
-                    "target_map", tooltip="Which class shall stand where in the result. One map for all, or one a latent."
+                    "target_map", tooltip="Semantic map of the image to generate: one map for all latents, or one per latent."
                 ),
                 io.Combo.Input(
                     "mode",
                     options=[host.AUTOMATIC, *MODES],
                     default=host.AUTOMATIC,
-                    tooltip="automatic: matcher if an adapter is connected, otherwise class_bias. class_bias prefers places of the same class, "
-                    "hard_mask reads nothing else, concat_only ignores classes, masactrl reads the exemplar in place of the picture itself.",
+                    tooltip="How the exemplar is attended to. automatic: matcher if an adapter is connected, else class_bias. class_bias prefers "
+                    "the same class, hard_mask allows only the same class, concat_only ignores classes, masactrl replaces the image's own "
+                    "tokens.",
                 ),
                 io.Float.Input(
                     "strength",
@@ -80,17 +84,18 @@ class ExemplaryApplyAMAdapter(io.ComfyNode):
                     min=0.0,
                     max=10.0,
                     step=0.05,
-                    tooltip="How much the exemplar counts. 0 leaves the model as it was.",
+                    tooltip="Weight of the exemplar in the attention. 0 has no effect, 1 is the paper's.",
                 ),
-                _percent("start_percent", 0.0, "Where the effect begins."),
-                _percent("end_percent", 1.0, "Where the effect ends."),
+                _percent("start_percent", 0.0, "Start of the effect: 0 is the first step."),
+                _percent("end_percent", 1.0, "End of the effect: 1 is the last step."),
                 io.Combo.Input(
                     "exemplar_features",
+                    display_name="reference noising",
                     options=list(SOURCES),
                     default=SOURCES[0],
-                    tooltip="How the model sees the exemplar. noise: with fresh noise of the step's strength. invert: with the noise that the model "
-                    "would make it of (20 more passes, then in step with the sampling). invert_cached: the same without drift. clean: "
-                    "without noise, read once.",
+                    tooltip="How the exemplar is noised to each step. noise: random noise of the step's level. invert: noise found by inverting the "
+                    "exemplar (20 extra steps), then denoised with the image. invert_cached: the inverted latents of each level, without "
+                    "drift. clean: no noise, one pass.",
                 ),
                 advanced(
                     io.Float.Input(
@@ -99,7 +104,7 @@ class ExemplaryApplyAMAdapter(io.ComfyNode):
                         min=0.0,
                         max=50.0,
                         step=0.1,
-                        tooltip="For class_bias: how strongly places of the same class are preferred.",
+                        tooltip="For class_bias: how strongly tokens of the same class are preferred, in logits. 1 to 4 are typical.",
                     )
                 ),
                 advanced(
@@ -109,27 +114,32 @@ class ExemplaryApplyAMAdapter(io.ComfyNode):
                         min=0.0,
                         max=1.0,
                         step=0.05,
-                        tooltip="1 gives each class of the exemplar the same say, however large it is there.",
+                        tooltip="Compensates the size of classes in the exemplar: 1 weighs each class equally.",
                     )
                 ),
                 advanced(
                     io.Combo.Input(
                         "parts",
+                        display_name="UNet parts",
                         options=list(host.PART_CHOICES),
                         default="all",
-                        tooltip="Which part of the network reads the exemplar. up alone changes colours and textures more than shapes.",
+                        tooltip="Parts of the UNet that attend to the exemplar. up changes colours and textures more than shapes.",
                     )
                 ),
                 advanced(
                     io.String.Input(
                         "levels",
+                        display_name="downscale levels",
                         default="",
-                        tooltip="Only layers that are so many times smaller than the latent: a list of 1, 2, 4, 8. Empty: all layers.",
+                        tooltip="Limits the effect to layers at these downscale levels of the latent, for example 2, 4. Empty: all layers.",
                     )
                 ),
                 advanced(
                     io.Boolean.Input(
-                        "match_void", default=False, tooltip="Let void places read void places. Off: they match nothing."
+                        "match_void",
+                        display_name="void matches void",
+                        default=False,
+                        tooltip="Treats void as a class that matches itself. Off: void matches nothing.",
                     )
                 ),
                 advanced(
@@ -139,16 +149,24 @@ class ExemplaryApplyAMAdapter(io.ComfyNode):
                         min=0,
                         max=65536,
                         step=64,
-                        tooltip="Main memory for what was read in exemplars, so that the next run need not read again. 0 keeps nothing.",
+                        tooltip="Main memory in MB for exemplar features, which makes the next run faster. 0 keeps nothing.",
                     )
                 ),
-                AMAdapterType.Input("adapter", optional=True, tooltip="A trained matcher. Empty: the weight-free modes."),
+                AMAdapterType.Input(
+                    "adapter",
+                    optional=True,
+                    tooltip="Trained matcher from Load AM-Adapter. Not connected: the modes without weights.",
+                ),
                 io.Conditioning.Input(
                     "exemplar_prompt",
                     optional=True,
-                    tooltip="What the exemplar shows. Empty: the positive prompt of the picture itself.",
+                    tooltip="Prompt that describes the exemplar. Not connected: the image's own positive prompt.",
                 ),
-                io.Mask.Input("mask", optional=True, tooltip="Where the exemplar may act in the result. Soft masks act softly."),
+                io.Mask.Input(
+                    "mask",
+                    optional=True,
+                    tooltip="Limits the effect to a region of the generated image. Soft masks give a partial effect.",
+                ),
             ],
             outputs=[io.Model.Output()],
         )
@@ -204,25 +222,26 @@ class ExemplaryApplyAMAdapter(io.ComfyNode):
 class ExemplaryLoadControlNeXt(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        files = folders.files("am_adapter")
+        found, default = files.choices(control_host.LOAD)
         return io.Schema(
             node_id="ExemplaryLoadControlNeXt",
             display_name="Load ControlNeXt",
             category=CATEGORY,
-            description="Load a ControlNeXt for Stable Diffusion 1.5 from models/am_adapter: AM-Adapter's, a community file, or one of our own.",
+            description="Load a ControlNeXt for Stable Diffusion 1.5 from models/am_adapter: AM-Adapter's, a community file, or one trained with "
+            "this pack.",
             inputs=[
-                io.Combo.Input("file", options=files, tooltip="A ControlNeXt in models/am_adapter."),
+                io.Combo.Input("file", options=found, default=default, tooltip="ControlNeXt file in models/am_adapter."),
                 io.Combo.Input(
                     "unet_file",
-                    options=[control_host.NO_UNET, *files],
+                    options=[control_host.NO_UNET, *found],
                     default=control_host.NO_UNET,
-                    tooltip="The UNet weights that were trained together with it, if there are any. They are added as a patch, as a LoRA is.",
+                    tooltip="UNet weights that were trained with this ControlNeXt, if any. They are patched in like a LoRA.",
                 ),
                 io.Combo.Input(
                     "unet_weights",
                     options=list(control_host.UNET_KINDS),
                     default=control_host.UNET_KINDS[0],
-                    tooltip="What the UNet file holds: increments to the base model's weights (community files), or a replacement for them.",
+                    tooltip="Whether the UNet file contains increments to the base model's weights (community files) or replaces them.",
                 ),
             ],
             outputs=[ControlNeXtType.Output(display_name="controlnext")],
@@ -240,20 +259,22 @@ class ExemplaryApplyControlNeXt(io.ComfyNode):
             node_id="ExemplaryApplyControlNeXt",
             display_name="Apply ControlNeXt",
             category=CATEGORY,
-            description="Let a semantic map, or a hint picture, decide where things stand. Light: one addition early in the UNet.",
+            description="Control the layout with a semantic map or a hint image. Lightweight: one addition early in the UNet.",
             inputs=[
                 io.Model.Input("model"),
-                ControlNeXtType.Input("controlnext", tooltip="From Load ControlNeXt."),
-                io.Float.Input("strength", default=1.0, min=0.0, max=10.0, step=0.05, tooltip="0 leaves the model as it was."),
-                _percent("start_percent", 0.0, "Where the effect begins."),
-                _percent("end_percent", 1.0, "Where the effect ends."),
+                ControlNeXtType.Input("controlnext", tooltip="ControlNeXt from Load ControlNeXt."),
+                io.Float.Input(
+                    "strength", default=1.0, min=0.0, max=10.0, step=0.05, tooltip="Weight of the control. 0 has no effect."
+                ),
+                _percent("start_percent", 0.0, "Start of the effect: 0 is the first step."),
+                _percent("end_percent", 1.0, "End of the effect: 1 is the last step."),
                 SemanticMapType.Input(
-                    "semantic_map", optional=True, tooltip="The layout, drawn in its palette's colours. Connect this or image."
+                    "semantic_map", optional=True, tooltip="Layout, drawn in the colours of its palette. Connect this or image."
                 ),
                 io.Image.Input(
                     "image",
                     optional=True,
-                    tooltip="Any hint picture that the file was trained for. Connect this or semantic_map.",
+                    tooltip="Hint image of the kind that the file was trained for. Connect this or semantic_map.",
                 ),
             ],
             outputs=[io.Model.Output()],
@@ -271,26 +292,27 @@ class ExemplaryAMMatchPreview(io.ComfyNode):
             node_id="ExemplaryAMMatchPreview",
             display_name="AM Match Preview",
             category=CATEGORY,
-            description="Look at what AM-Adapter reads: for each place of a picture the exemplar's place, how much attention goes to the exemplar, "
-            "and which classes the exemplar lacks.",
+            description="Preview what AM-Adapter attends to: the exemplar token for each token of an image, how much attention the exemplar "
+            "gets, and which classes it lacks.",
             inputs=[
-                io.Model.Input("model", tooltip="The MODEL that comes out of Apply AM-Adapter."),
-                io.Conditioning.Input("positive", tooltip="The prompt."),
+                io.Model.Input("model", tooltip="MODEL output of Apply AM-Adapter."),
+                io.Conditioning.Input("positive", tooltip="Positive prompt."),
                 io.Latent.Input(
-                    "latent", tooltip="The picture to look at, such as the result of the sampler. Of a batch the first."
+                    "latent", tooltip="Latent to look at, such as the sampler's result. The first of a batch is used."
                 ),
-                _percent("percent", 0.5, "The moment of sampling: 0 the first step, 1 the last. Noise of that moment is added."),
-                io.Int.Input("seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, tooltip="Of that noise."),
+                _percent("percent", 0.5, "Moment of sampling: 0 is the first step, 1 the last. Noise of that moment is added."),
+                io.Int.Input("seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, tooltip="Seed for that noise."),
             ],
             outputs=[
                 io.Image.Output(
-                    display_name="correspondence", tooltip="The picture put together of the exemplar pieces that it reads most."
+                    display_name="correspondence", tooltip="The image composed of the exemplar pieces it attends to most."
                 ),
                 io.Image.Output(
-                    display_name="attention", tooltip="How much each place reads the exemplar: white all, black nothing."
+                    display_name="attention", tooltip="Fraction of attention on the exemplar: white is all, black is none."
                 ),
                 io.String.Output(
-                    display_name="coverage", tooltip="One line a class of the target: shares, attention, and a warning."
+                    display_name="coverage",
+                    tooltip="One line per class of the target: shares, attention, and a warning for missing classes.",
                 ),
             ],
             is_output_node=True,

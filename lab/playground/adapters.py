@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 
-from ...py.am_adapter.agreement import CORRECTED
+from ...py.am_adapter.agreement import PAPER_FORMULAS
 from ...py.am_adapter.checkpoint import matcher_metadata
 from ...py.am_adapter.model import ControlNeXt, Matcher
-from ...py.am_adapter.training import begin_as_class_bias_
+from ...py.am_adapter.training import init_as_class_bias_
 from ...py.ca2sis.checkpoint import facts
 from ...py.host import playground
 from ...py.host.ifadapter import text as ifadapter_text
@@ -59,10 +59,10 @@ def train_matcher(folder: Path) -> None:
     control: Any = finished(ControlNeXt(am_adapter.CONTROLNEXT), CONTROLNEXT_FILE)
     torch.manual_seed(INITIAL_SEED)
     matcher = Matcher(am_adapter.MATCHER)
-    begin_as_class_bias_(matcher)
+    init_as_class_bias_(matcher)
     predict = am_adapter_training.MatchedUNet(unet, control, matcher)
     am_adapter.train_matcher(matcher, predict, text, finished_encoder(), folder)
-    facts = {**matcher_metadata(am_adapter.MATCHER, CORRECTED), "steps": am_adapter.MATCHER_SCHEDULE.steps}
+    facts = {**matcher_metadata(am_adapter.MATCHER, PAPER_FORMULAS), "steps": am_adapter.MATCHER_SCHEDULE.steps}
     ship(MATCHER_FILE, matcher.state_dict(), **facts)
 
 

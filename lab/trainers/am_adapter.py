@@ -17,14 +17,14 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from ...py.am_adapter.agreement import CORRECTED
+from ...py.am_adapter.agreement import PAPER_FORMULAS
 from ...py.am_adapter.checkpoint import load_controlnext, matcher_metadata
 from ...py.am_adapter.model import ControlNeXt, ControlNeXtLayout, Matcher, MatcherLayout, inject
-from ...py.am_adapter.training import begin_as_class_bias_, second_view, trained_layer
+from ...py.am_adapter.training import attend_through_matcher, crop_second_view, init_as_class_bias_
 from ...py.host import hooks
 from ...py.host.am_adapter.apply import PARTS
 from ...py.host.am_adapter.controlnext import PATCH, first_halving
-from ...py.host.am_adapter.exemplar import Recorder
+from ...py.host.am_adapter.exemplar import FeatureRecorder
 from ...py.semantic.palettes import VOID, named_palette
 from ...py.semantic.semantic_map import SemanticMap
 from ...py.semantic.snapping import snap_to_palette
@@ -145,7 +145,7 @@ class MatchedUNet:
             exemplar: one per row: noisy latents of the same timesteps, labels and colours of their map.
         """
         noisy, exemplar_labels, exemplar_hint = exemplar
-        recorder = Recorder({})
+        recorder = FeatureRecorder({})
         options = _control_options(self.control, self.block, exemplar_hint, t)
         options |= {"patches_replace": {"attn1": dict.fromkeys(self.keys, recorder)}}
         with torch.no_grad():
@@ -155,7 +155,7 @@ class MatchedUNet:
             keys, values, grid = recorder.layers[hooks.layer_key(options)]
             encoder = self.matcher.encoder(PARTS[options["block"][0]], part_encoder=True)
             grids = (tuple(options["activations_shape"][-2:]), grid)
-            return trained_layer(
+            return attend_through_matcher(
                 encoder, q, k, v, options["n_heads"], (keys, values), (labels, exemplar_labels), grids, void=VOID
             )
 
@@ -240,7 +240,7 @@ def _train_matcher(recipe: AMAdapterRecipe, base: FrozenBase, images: TrainingIm
     control = load_controlnext(_read_controlnext(recipe.controlnext))
     control.float().requires_grad_(False).eval().to(base.device)
     matcher = Matcher(MatcherLayout(heads=next(iter(hooks.attention_blocks(unet).values())).attn1.heads))
-    begin_as_class_bias_(matcher)
+    init_as_class_bias_(matcher)
     predict = MatchedUNet(unet, control, matcher)
 
     def loss(number: int, rng: torch.Generator) -> Tensor:
@@ -252,7 +252,7 @@ def _train_matcher(recipe: AMAdapterRecipe, base: FrozenBase, images: TrainingIm
         hint = images.hints(targets).to(base.device)
 
         def predict_noise(x: Tensor, t: Tensor) -> Tensor:
-            views, maps = zip(*(second_view(*images.crop(images.pairs[row], rng)[:2], rng) for row in rows))
+            views, maps = zip(*(crop_second_view(*images.crop(images.pairs[row], rng)[:2], rng) for row in rows))
             exemplar_labels = torch.stack(maps)
             view = images.latents(torch.stack(views), recipe.seed + number)
             noisy = schedule.add_noise(view, torch.randn(view.shape, generator=rng).to(view), t)
@@ -262,7 +262,7 @@ def _train_matcher(recipe: AMAdapterRecipe, base: FrozenBase, images: TrainingIm
         return denoising_loss(predict_noise, latents, schedule, rng)
 
     losses = fit(recipe.file.stem, {"matcher": matcher}, loss, recipe.schedule, recipe.file.parent)
-    save_weights(recipe.file, matcher.state_dict(), matcher_metadata(matcher.layout, CORRECTED))
+    save_weights(recipe.file, matcher.state_dict(), matcher_metadata(matcher.layout, PAPER_FORMULAS))
     return losses
 
 

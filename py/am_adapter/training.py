@@ -1,11 +1,11 @@
-"""What is special about training AM-Adapter (arXiv 2412.03150): its exemplars, its augmented layers, and where a matcher begins.
+"""Training AM-Adapter (arXiv 2412.03150): its exemplars, its augmented layers, and how a matcher is initialised.
 
-Stage 1 trains ControlNeXt (and the UNet, if wished) to follow maps. Stage 2 trains the matcher alone. Both predict the noise:
+Stage 1 trains ControlNeXt (optionally with the UNet) to follow maps. Stage 2 trains only the matcher. Both predict the noise:
 
     loss = mean |eps - eps_theta(z_t, t, ...)|^2
 
-The authors published no training code. In stage 2 the exemplar is a second view of the target itself, as their data class suggests: what
-it shows belongs to the same classes with the same look, at other places.
+The authors published no training code. In stage 2 the exemplar is a second view of the target itself, as their data class suggests: the
+same classes with the same look at other positions.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .agreement import CORRECTED, Behaviour, Grid, agreement
-from .attention import Exemplar, Settings, augmented_attention, match, matching_grid
+from .agreement import PAPER_FORMULAS, Behaviour, Grid, compare_classes
+from .attention import Exemplar, Settings, augmented_attention, match_tokens, matching_grid
 from .model import Encoder, Matcher
 
 
-def second_view(picture: Tensor, labels: Tensor, rng: torch.Generator, least: float = 0.7) -> tuple[Tensor, Tensor]:
-    """Another look at a picture: a window of `least` to all of each side, mirrored half of the time, at the old size.
+def crop_second_view(image: Tensor, labels: Tensor, rng: torch.Generator, least: float = 0.7) -> tuple[Tensor, Tensor]:
+    """A second view of an image: a window of `least` to all of each side, mirrored half of the time, at the old size.
 
     Args:
-        picture: [3, h, w], 0..1. labels: [h, w], its map.
+        image: [3, h, w], 0..1. labels: [h, w], its map.
 
     Returns:
-        The same two of the window.
+        Image and labels of the window.
     """
     h, w = labels.shape
     share = least + (1 - least) * float(torch.rand((), generator=rng))
@@ -34,14 +34,14 @@ def second_view(picture: Tensor, labels: Tensor, rng: torch.Generator, least: fl
     top = int(torch.randint(0, h - rows + 1, (), generator=rng))
     left = int(torch.randint(0, w - columns + 1, (), generator=rng))
     window = (slice(top, top + rows), slice(left, left + columns))
-    picture = F.interpolate(picture[None, :, window[0], window[1]], (h, w), mode="bilinear", antialias=True)[0]
+    image = F.interpolate(image[None, :, window[0], window[1]], (h, w), mode="bilinear", antialias=True)[0]
     labels = F.interpolate(labels[None, None, window[0], window[1]].float(), (h, w), mode="nearest-exact")[0, 0].to(labels.dtype)
     if bool(torch.rand((), generator=rng) < 0.5):
-        picture, labels = picture.flip(-1), labels.flip(-1)
-    return picture, labels
+        image, labels = image.flip(-1), labels.flip(-1)
+    return image, labels
 
 
-def trained_layer(
+def attend_through_matcher(
     encoder: Encoder,
     q: Tensor,
     k: Tensor,
@@ -51,32 +51,32 @@ def trained_layer(
     labels: tuple[Tensor, Tensor],
     grids: tuple[Grid, Grid],
     void: int | None,
-    behaviour: Behaviour = CORRECTED,
+    behaviour: Behaviour = PAPER_FORMULAS,
 ) -> Tensor:
-    """A layer whose every row reads an exemplar of its own through the matcher: [b, l, c], differentiable in the encoder.
+    """A layer whose every row attends to its own exemplar through the matcher: [b, l, c], differentiable in the encoder.
 
     Args:
         q, k, v: [b, l, c]. exemplar: its keys and values, [b, m, c]. labels: maps of targets and exemplars, [b, h, w].
         grids: of the layer, for target and exemplar. void: a label that matches nothing.
     """
     small = [matching_grid(grid, behaviour) for grid in grids]
-    same = agreement(*labels, small[0], small[1], behaviour=behaviour, void=void).to(q.device, q.dtype)
-    matched = match(encoder, q, exemplar[0], heads, same, *grids, behaviour=behaviour)
+    agreement = compare_classes(*labels, small[0], small[1], behaviour=behaviour, void=void).to(q.device, q.dtype)
+    matched = match_tokens(encoder, q, exemplar[0], heads, agreement, *grids, behaviour=behaviour)
     return augmented_attention(q, k, v, heads, [Exemplar(*exemplar, match=matched)], Settings("matcher"))
 
 
 @torch.no_grad()
-def begin_as_class_bias_(matcher: Matcher, spread: float = 0.3, height: float = 1.5) -> None:
-    """Let a new matcher start near its closed form, P = b C: half of the channels hand C on, the rest is a smaller random beginning."""
+def init_as_class_bias_(matcher: Matcher, spread: float = 0.3, height: float = 1.5) -> None:
+    """Initialise a matcher near its closed form, P = b C: half of the channels pass C on, the others get smaller random weights."""
     for encoder in matcher.encoders:
-        for place, (convolution, norm) in enumerate(encoder.conv4d):  # type: ignore[union-attr, arg-type]
+        for layer, (convolution, norm) in enumerate(encoder.conv4d):  # type: ignore[union-attr, arg-type]
             query, support = convolution.query_conv, convolution.supp_conv
             for weight in (query.weight, support.weight, query.bias, support.bias):
                 weight.mul_(spread)
             outer, inner = query.weight.shape[:2]
-            last = place == len(encoder.widths) - 1  # type: ignore[arg-type, union-attr]
-            for channel in range(outer if last else outer // 2):
-                source = inner - 1 if place == 0 else channel % max(1, inner // 2)
+            is_last = layer == len(encoder.widths) - 1  # type: ignore[arg-type, union-attr]
+            for channel in range(outer if is_last else outer // 2):
+                source = inner - 1 if layer == 0 else channel % max(1, inner // 2)
                 query.weight[channel, source, 0, 0] += 1.0
-            if last:
+            if is_last:
                 norm.weight.fill_(height)

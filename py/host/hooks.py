@@ -33,7 +33,7 @@ def has_unet(model: Any) -> bool:
 
 
 def text_layers(model: Any, node: str) -> list[LayerKey]:
-    """Keys of the layers of this MODEL that read the text. Raises ValueError, naming the model, if it has none (Flux and its like)."""
+    """Keys of the text cross-attention layers of this MODEL. Raises ValueError, naming the model, if it has none (Flux and similar)."""
     blocks = attention_blocks(model.get_model_object("diffusion_model"))
     keys = [key for key, block in blocks.items() if getattr(block, "attn2", None) is not None]
     if not keys:
@@ -45,13 +45,13 @@ def text_layers(model: Any, node: str) -> list[LayerKey]:
 
 
 def text_width(model: Any, keys: list[LayerKey]) -> int | None:
-    """How wide the text is that these layers of a MODEL read; None if the layer does not say (a pack's own)."""
+    """Channels of the text embeddings of these layers of a MODEL; None if they are unknown (a layer of another pack)."""
     blocks = attention_blocks(model.get_model_object("diffusion_model"))
     return getattr(blocks[keys[0]].attn2.to_k, "in_features", None)
 
 
 def model_name(model: Any) -> str:
-    """What to call a MODEL in a message: the host's own class for it, such as SD15 or SDXL or Flux."""
+    """Name of a MODEL for messages: the host's own class for it, such as SD15 or SDXL or Flux."""
     return type(getattr(model.model, "model_config", model.model)).__name__
 
 
@@ -60,7 +60,7 @@ def install(
 ) -> Any:
     """A clone of this MODEL with one technique per kind of attention, {"attn1" | "attn2": technique}, in these layers.
 
-    `instead_of` is a technique of an earlier node that the new one continues; it leaves the slots.
+    `instead_of` is a technique of an earlier node that the new one replaces in the slots.
     """
     clone = model.clone()
     install_run(clone)
@@ -78,8 +78,11 @@ def install_list_patch(model: Any, name: str, patch: Any) -> Any:
 
 
 def running_block(options: dict) -> Any:
-    """The transformer block that is calling us, of the network that is really running. None outside of a model call."""
+    """The transformer block that is calling, of the network that is really running. None outside of a model call."""
     unet, run = running_network(options), current_run(options)
+    if unet is None and run is not None:
+        # A pack that replaces the UNet's forward skips the host's wrappers, and with them the name of the network.
+        unet = run.patcher.get_model_object("diffusion_model")
     if unet is None or options.get("block") is None:
         return None
     blocks = attention_blocks(unet) if run is None else run.get_or_make(("blocks", unet), lambda: attention_blocks(unet))
@@ -87,6 +90,6 @@ def running_block(options: dict) -> Any:
 
 
 def layer_key(options: dict) -> LayerKey:
-    """The key of the layer that is calling us."""
+    """The key of the calling layer."""
     name, number = options["block"][:2]
     return name, number, options.get("block_index", 0)

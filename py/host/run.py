@@ -1,6 +1,6 @@
-"""One sampling run: the place for everything that is computed while sampling and must be gone afterwards.
+"""One sampling run: owns everything that is computed while sampling and must be gone afterwards.
 
-A patch that is installed on a MODEL is frozen and holds no tensors; what it captures, projects or resizes goes into the
+A patch that is installed on a MODEL is frozen and owns no tensors; what it captures, projects or resizes goes into the
 `SamplingRun` that `open_run` creates around the host's `outer_sample` and drops in `finally`, so an error, an interrupt or a retry
 never leaves anything behind for the next run. The run travels in the host's own `transformer_options`, which every attention
 hook receives, and which belong to this run only (the guider copies its options before it starts).
@@ -16,7 +16,7 @@ import torch
 from comfy.model_sampling import CONST
 from comfy.patcher_extension import CallbacksMP, WrappersMP
 
-from . import slots
+from . import parts, slots
 from .schedule import PercentRange
 
 KEY = "exemplary"  # names our wrappers and callbacks among those of other packs
@@ -27,12 +27,23 @@ log = logging.getLogger("exemplary")
 
 
 class SamplingRun:
-    """State of one sampling run. Values are kept by key and made at most once; `close` forgets them all."""
+    """State of one sampling run. Values are kept by key and made at most once; `close` forgets them all.
+
+    Args:
+        guider: of the host, which samples. latent_shape: [b, c, h, w] of the latents that are sampled.
+
+    Attributes:
+        step_latent: [b, c, h, w], the noisy latents of the running step; model_input: [rows, c, h, w], what the running call of the UNet
+            gets. None between steps and calls.
+    """
 
     def __init__(self, guider: Any, latent_shape: tuple[int, ...]):
         self.guider = guider
         self.latent_shape = latent_shape
+        self.step_latent: torch.Tensor | None = None
+        self.model_input: torch.Tensor | None = None
         self._kept: dict[Hashable, Any] = {}
+        self._kept_for_call: dict[Hashable, Any] = {}
         self._sigma: tuple[torch.Tensor | None, int, float] = (None, 0, 0.0)
 
     def __deepcopy__(self, memo: dict) -> SamplingRun:
@@ -44,10 +55,21 @@ class SamplingRun:
         return self.guider.model_patcher
 
     def get_or_make(self, key: Hashable, make: Callable[[], Any]) -> Any:
-        """The value of this key in this run, made by `make` the first time it is asked for."""
+        """The value of this key in this run, made by `make` the first time it is needed."""
         if key not in self._kept:
             self._kept[key] = make()
         return self._kept[key]
+
+    def get_or_make_for_call(self, key: Hashable, make: Callable[[], Any]) -> Any:
+        """The same for the running call of the UNet only."""
+        if key not in self._kept_for_call:
+            self._kept_for_call[key] = make()
+        return self._kept_for_call[key]
+
+    def begin_call(self, model_input: torch.Tensor | None) -> None:
+        """A call of the UNet begins, or with None is over."""
+        self.model_input = model_input
+        self._kept_for_call.clear()
 
     def sigma(self, options: dict) -> float:
         """Noise level of the running model call. Read from the device once per call, not once per layer."""
@@ -61,10 +83,10 @@ class SamplingRun:
         return value
 
     def inside(self, percent: PercentRange, options: dict) -> bool:
-        """Is the running model call inside this part of the schedule?
+        """Whether the running model call is inside this part of the schedule.
 
-        The bounds are computed when sampling, so a node that changes the schedule (ModelSamplingDiscrete and its like)
-        may stand before or after ours.
+        The bounds are computed while sampling, so a node that changes the schedule (ModelSamplingDiscrete and similar) may come before
+        or after Exemplary's.
         """
         sampling = self.patcher.get_model_object("model_sampling")
         first, last = self.get_or_make((percent, "sigmas"), lambda: percent.sigmas(sampling))
@@ -80,16 +102,18 @@ class SamplingRun:
 
     def warn_once(self, message: str) -> None:
         """Log a warning once per run, not once per layer and step."""
-        self.get_or_make(("said", message), lambda: log.warning(message))
+        self.get_or_make(("warned", message), lambda: log.warning(message))
 
     def close(self) -> None:
         self._kept.clear()
+        self.begin_call(None)
+        self.step_latent = None
         self._sigma = (None, 0, 0.0)
         self.guider = None
 
 
 def current_run(options: dict) -> SamplingRun | None:
-    """The run that these `transformer_options` belong to; None when somebody calls the model outside of any sampler."""
+    """The run that these `transformer_options` belong to; None if the model is called outside of any sampler."""
     return options.get(RUN)
 
 
@@ -99,8 +123,13 @@ def running_network(options: dict) -> Any:
 
 
 def install_run(model: Any) -> None:
-    """Give this MODEL (already a clone of ours) the run scope. Harmless to repeat; never replaces what others installed."""
-    for kind, wrapper in ((WrappersMP.OUTER_SAMPLE, open_run), (WrappersMP.DIFFUSION_MODEL, name_network)):
+    """Make every sampling of this MODEL (already a clone of ours) a `SamplingRun`. Harmless to repeat; keeps what others installed."""
+    wrappers = (
+        (WrappersMP.OUTER_SAMPLE, open_run),
+        (WrappersMP.CALC_COND_BATCH, remember_step_latent),
+        (WrappersMP.DIFFUSION_MODEL, begin_call),
+    )
+    for kind, wrapper in wrappers:
         if not model.get_wrappers(kind, KEY):
             model.add_wrapper_with_key(kind, KEY, wrapper)
     if not model.get_callbacks(CallbacksMP.ON_CLONE, KEY):
@@ -118,7 +147,8 @@ def open_run(executor: Any, *args: Any, **kwargs: Any) -> Any:
     try:
         for technique in slots.techniques(options):
             technique.before_run(run)
-        options["patches_replace"] = slots.without_idle(replaced, run)
+        parts.warn_of_crops()
+        options["patches_replace"] = slots.table_of_run(replaced, run)
         return executor(*args, **kwargs)
     finally:
         options["patches_replace"] = replaced
@@ -126,14 +156,35 @@ def open_run(executor: Any, *args: Any, **kwargs: Any) -> Any:
         run.close()
 
 
-def name_network(executor: Any, *args: Any, **kwargs: Any) -> Any:
-    """DIFFUSION_MODEL wrapper: tell the hooks which UNet runs.
+def remember_step_latent(executor: Any, *args: Any, **kwargs: Any) -> Any:
+    """CALC_COND_BATCH wrapper: keep the latents of this step, in which the tiles of a tiled sampler can be found."""
+    run = current_run(args[4].get("transformer_options", {}))  # model, conditions, latents, timestep, model options
+    if run is None:
+        return executor(*args, **kwargs)
+    before, run.step_latent = run.step_latent, args[2]
+    try:
+        return executor(*args, **kwargs)
+    finally:
+        run.step_latent = before
+
+
+def begin_call(executor: Any, *args: Any, **kwargs: Any) -> Any:
+    """DIFFUSION_MODEL wrapper: let the hooks know which UNet runs and on what, and honour replacements that were made for this call.
 
     A hook must not remember the UNet it saw when it was installed: copies for several GPUs and for dynamic VRAM are other objects.
     """
     options = kwargs["transformer_options"] if "transformer_options" in kwargs else args[5]
+    run, replaced = current_run(options), options.get("patches_replace")
     options[NETWORK] = executor.class_obj
+    if run is not None:
+        run.begin_call(args[0] if args else kwargs["x"])
+    if replaced:
+        options["patches_replace"] = slots.table_of_call(replaced)
     try:
         return executor(*args, **kwargs)
     finally:
         options.pop(NETWORK, None)
+        if replaced:
+            options["patches_replace"] = replaced
+        if run is not None:
+            run.begin_call(None)

@@ -1,4 +1,4 @@
-"""Start and end percent, as a user means them, in the sigmas that the host compares."""
+"""Start and end percent of an effect, converted to the sigmas that the host compares."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class PercentRange:
 
     @classmethod
     def checked(cls, start: float, end: float, node: str) -> PercentRange:
-        """The range a user typed. Raises ValueError that names the node and the widget."""
+        """The range of a node's widgets. Raises ValueError that names the node and the widget."""
         for name, value in (("start_percent", start), ("end_percent", end)):
             if not (isinstance(value, (int, float)) and math.isfinite(value) and 0.0 <= value <= 1.0):
                 raise ValueError(f"{node}: {name} is {value}; it must be a number from 0 to 1.")

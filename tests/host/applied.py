@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import types
+
 import tiny
 import torch
 from pack.py.host.am_adapter import apply as am_adapter
@@ -25,5 +27,31 @@ def classes(model, **settings):
 
 def exemplar(model, **more):
     """The look of one street on the map of another."""
-    pictures = tiny.picture(), tiny.street_map(96, 128), tiny.street_map(ground=0.7)
-    return am_adapter.apply(model, tiny.TinyVAE(), *pictures, **more)
+    images = tiny.picture(), tiny.street_map(96, 128), tiny.street_map(ground=0.7)
+    return am_adapter.apply(model, tiny.TinyVAE(), *images, **more)
+
+
+def tensors_in(*roots) -> int:
+    """How many tensors can be reached from these MODELs' own state: options, patches, wrappers and callbacks; not the shared base model."""
+    pending, seen, count = [vars(root) for root in roots], set(), 0
+    shared = {id(root.model) for root in roots}
+    kept = []  # an id is unique only while its object lives
+    while pending:
+        thing = pending.pop()
+        if (
+            id(thing) in seen
+            or id(thing) in shared
+            or isinstance(thing, (type, types.ModuleType, types.FunctionType, str, bytes))
+        ):
+            continue
+        seen.add(id(thing))
+        kept.append(thing)
+        if isinstance(thing, torch.Tensor):
+            count += 1
+        elif isinstance(thing, dict):
+            pending += [*thing.keys(), *thing.values()]
+        elif isinstance(thing, (list, tuple, set, frozenset)):
+            pending += thing
+        elif hasattr(thing, "__dict__"):
+            pending.append(vars(thing))
+    return count

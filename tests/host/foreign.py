@@ -41,6 +41,11 @@ def image_adapter(model, amount=0.5, key=LAYER, **window):
     return model
 
 
+def image_adapter_of_blocks(model, amount=0.5):
+    """The same on Stable Diffusion 1.x, where those packs use the keys of whole blocks."""
+    return image_adapter(model, amount, key=LAYER[:2])
+
+
 def attention_couple(model, amount=0.5):
     """Regions by list hooks: widens the context before the projections, acts again on the result after to_out."""
 
@@ -71,18 +76,16 @@ def free_u(model, amount=0.2):
 
 
 def perturbed_attention(model, amount=0.5):
-    """PAG-like: a post-CFG function samples again with self-attention replaced by the identity."""
+    """PAG-like: a post-CFG function samples again with the self-attention of a whole block replaced by the identity, for that call."""
     import comfy.model_patcher
     import comfy.samplers
 
     model = model.clone()
 
     def post_cfg(args):
-        options = comfy.model_patcher.create_model_options_clone(args["model_options"])
-        for key in (LAYER, ("middle", 0)):
-            options = comfy.model_patcher.set_model_options_patch_replace(
-                options, lambda q, k, v, extra_options: v, "attn1", *key
-            )
+        options = comfy.model_patcher.set_model_options_patch_replace(
+            args["model_options"].copy(), lambda q, k, v, extra_options, mask=None: v, "attn1", *LAYER[:2]
+        )
         (perturbed,) = comfy.samplers.calc_cond_batch(args["model"], [args["cond"]], args["input"], args["sigma"], options)
         return args["denoised"] + (args["cond_denoised"] - perturbed) * amount
 
@@ -90,10 +93,71 @@ def perturbed_attention(model, amount=0.5):
     return model
 
 
+def self_attention_guidance(model, amount=0.5):
+    """SAG-like: a post-CFG function runs the negative conditions once more, as the only list of a call."""
+    import comfy.samplers
+
+    model = model.clone()
+
+    def post_cfg(args):
+        (again,) = comfy.samplers.calc_cond_batch(
+            args["model"], [args["uncond"]], args["input"] * 0.9, args["sigma"], args["model_options"]
+        )
+        return args["denoised"] + (args["uncond_denoised"] - again) * amount
+
+    model.set_model_sampler_post_cfg_function(post_cfg, disable_cfg1_optimization=True)
+    return model
+
+
+def hyper_tile(model, tiles=2):
+    """HyperTile-like: self-attention within tiles, whose queries become rows of their own."""
+    from einops import rearrange
+
+    model = model.clone()
+    pending = []
+
+    def split(q, k, v, extra_options):
+        h, w = extra_options["activations_shape"][-2:]
+        if h % tiles or w % tiles:
+            return q, k, v
+        pending.append((h, w))
+        q = rearrange(q, "b (i h j w) c -> (b i j) (h w) c", i=tiles, j=tiles, h=h // tiles, w=w // tiles)
+        return q, q, q
+
+    def join(out, extra_options):
+        if not pending:
+            return out
+        h, w = pending.pop()
+        return rearrange(out, "(b i j) (h w) c -> b (i h j w) c", i=tiles, j=tiles, h=h // tiles, w=w // tiles)
+
+    model.set_model_attn1_patch(split)
+    model.set_model_attn1_output_patch(join)
+    return model
+
+
+def tiled_diffusion(model, tile=8):
+    """A tiled sampler: every model call becomes one per tile, and the results are put together again."""
+
+    def wrapper(apply_model, args):
+        x, time, c = args["input"], args["timestep"], args["c"]
+        out = torch.zeros_like(x)
+        for top in range(0, x.shape[-2], tile):
+            for left in range(0, x.shape[-1], tile):
+                part = (..., slice(top, top + tile), slice(left, left + tile))
+                out[part] = apply_model(x[part], time, **c)
+        return out
+
+    model = model.clone()
+    model.set_model_unet_function_wrapper(wrapper)
+    return model
+
+
 PACKS = {
     "image_adapter": image_adapter,
+    "image_adapter_of_blocks": image_adapter_of_blocks,
     "attention_couple": attention_couple,
     "reference": reference,
     "free_u": free_u,
     "perturbed_attention": perturbed_attention,
+    "self_attention_guidance": self_attention_guidance,
 }

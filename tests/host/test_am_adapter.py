@@ -14,7 +14,7 @@ from pack.lab.trainers import am_adapter as am_adapter_training
 from pack.lab.training import sampling
 from pack.lab.training.recipe import run_recipe
 from pack.nodes import am_adapter as nodes
-from pack.py.am_adapter.agreement import CORRECTED
+from pack.py.am_adapter.agreement import PAPER_FORMULAS
 from pack.py.am_adapter.checkpoint import matcher_metadata
 from pack.py.am_adapter.model import PUBLISHED_MATCHER, ControlNeXt, ControlNeXtLayout, Matcher, MatcherLayout
 from pack.py.host import folders, playground
@@ -69,7 +69,7 @@ def folder(tmp_path, monkeypatch):
     def random(network):
         return {k: torch.randn(v.shape, generator=generator) * 0.3 for k, v in network.state_dict().items()}
 
-    save_file(random(Matcher(MATCHER)), tmp_path / "matcher.safetensors", matcher_metadata(MATCHER, CORRECTED))
+    save_file(random(Matcher(MATCHER)), tmp_path / "matcher.safetensors", matcher_metadata(MATCHER, PAPER_FORMULAS))
     save_file(random(Matcher(PUBLISHED_MATCHER)), tmp_path / "published.safetensors")
     save_file(random(ControlNeXt(CONTROLNEXT)), tmp_path / "control.safetensors")
     (tmp_path / "empty.safetensors").write_bytes(b"")
@@ -173,7 +173,7 @@ def test_one_target_map_a_latent(sd15):
     alone = tiny.sample(exemplar(sd15, target_map=low), batch=2)
     torch.testing.assert_close(found[:1], alone[:1], rtol=1e-3, atol=1e-2)
     assert not torch.allclose(found[1], alone[1], atol=1e-1)
-    with pytest.raises(ValueError, match="target_map has 2 pictures, but 3 latents"):
+    with pytest.raises(ValueError, match="target_map has 2 images, but 3 latents"):
         tiny.sample(exemplar(sd15, target_map=both), batch=3)
 
 
@@ -258,7 +258,7 @@ def test_the_store_goes_with_its_model_and_keeps_what_a_run_uses():
 
 def test_a_matcher_is_loaded_and_used(sd15, folder):
     adapter = am_adapter.load("matcher.safetensors")
-    assert adapter.behaviour == CORRECTED and adapter.layout == MATCHER
+    assert adapter.behaviour == PAPER_FORMULAS and adapter.layout == MATCHER
     patched = exemplar(sd15, adapter=adapter)
     found = tiny.sample(patched)
     assert found.isfinite().all() and not torch.equal(found, tiny.sample(exemplar(sd15)))
@@ -271,14 +271,14 @@ def test_adapters_that_do_not_fit_say_why(sd15, folder):
         exemplar(sd15, adapter=published)
     with pytest.raises(ValueError, match="mode matcher needs weights"):
         exemplar(sd15, mode="matcher")
-    with pytest.raises(ValueError, match="not an AM-Adapter matcher"):
+    with pytest.raises(ValueError, match=r"'control.safetensors' is a ControlNeXt. Load it with Load ControlNeXt"):
         am_adapter.load("control.safetensors")
-    with pytest.raises(ValueError, match=r"empty.safetensors' cannot be read"):
+    with pytest.raises(ValueError, match=r"empty.safetensors cannot be read as weights: it is empty"):
         am_adapter.load("empty.safetensors")
     with pytest.raises(ValueError, match="is not in"):
         am_adapter.load("missing.safetensors")
     upstream = am_adapter.load("matcher.safetensors", "upstream")
-    with pytest.raises(ValueError, match="knows pictures of 512x512 only; target and exemplar are 128x128 and 128x96"):
+    with pytest.raises(ValueError, match="supports 512x512 only; target and exemplar are 128x128 and 128x96"):
         tiny.sample(exemplar(sd15, adapter=upstream))
 
 
@@ -286,13 +286,13 @@ def test_adapters_that_do_not_fit_say_why(sd15, folder):
 
 
 def test_pictures_and_maps_that_do_not_fit_are_refused(sd15):
-    with pytest.raises(ValueError, match="1x1 pixels; it needs at least 32x32"):
+    with pytest.raises(ValueError, match="1 x 1 pixels; it needs at least 32 x 32"):
         exemplar(sd15, torch.rand(1, 1, 1, 3), tiny.street_map(1, 1))
-    with pytest.raises(ValueError, match="no numbers"):
+    with pytest.raises(ValueError, match="exemplar contains NaN or infinite values"):
         exemplar(sd15, torch.full((1, 64, 64, 3), float("nan")))
     with pytest.raises(ValueError, match="exemplar holds 2 pictures, exemplar_map 3"):
         exemplar(sd15, tiny.picture(batch=2), tiny.street_map(96, 128, batch=3))
-    with pytest.raises(ValueError, match="no class of the one is in the other"):
+    with pytest.raises(ValueError, match="they share no class"):
         exemplar(
             sd15,
             exemplar_map=labelled(torch.full((1, 8, 8), 10)),
@@ -302,11 +302,11 @@ def test_pictures_and_maps_that_do_not_fit_are_refused(sd15):
         ({"strength": float("nan")}, "strength is nan"),
         ({"end_percent": 2.0}, "end_percent is 2.0"),
         ({"levels": "3"}, "levels is '3'"),
-        ({"mask": torch.full((1, 4, 4), float("inf"))}, "mask holds"),
+        ({"mask": torch.full((1, 4, 4), float("inf"))}, "mask contains NaN"),
     ):
         with pytest.raises(ValueError, match=says):
             exemplar(sd15, **more)
-    with pytest.raises(ValueError, match="VAE input is empty"):
+    with pytest.raises(ValueError, match="the vae input is empty"):
         am_adapter.apply(sd15, None, tiny.picture(), tiny.street_map(), tiny.street_map())
 
 
@@ -320,7 +320,7 @@ def test_maps_that_look_wrong_are_told(sd15, caplog):
         assert tiny.sample(exemplar(sd15, target_map=void, mode=mode), steps=1).isfinite().all()
     assert "target_map is void everywhere" in caplog.text
     exemplar(sd15, tiny.picture(64, 64), tiny.street_map(64, 128))
-    assert "64x64 pixels, its map 128x64; the map is stretched" in caplog.text
+    assert "has 64x64 pixels, its map 128x64; the map is stretched" in caplog.text
     cityscapes = named_palette("Cityscapes / BDD100K")
     exemplar(sd15, exemplar_map=labelled(torch.full((1, 96, 128), cityscapes.label("sky", "test")), cityscapes.name))
     assert "matched by name" in caplog.text
@@ -347,12 +347,12 @@ def test_a_hint_acts_on_all_rows_and_nothing_else_does(sd15, control):
 
 def test_controls_that_do_not_fit_are_refused(sd15, sdxl, control, folder):
     apply = am_adapter_controlnext.apply
-    for more, says in (({}, "none is"), ({"semantic_map": tiny.street_map(), "image": tiny.picture()}, "both are")):
+    for more, says in (({}, "neither is"), ({"semantic_map": tiny.street_map(), "image": tiny.picture()}, "both are")):
         with pytest.raises(ValueError, match=says):
             apply(sd15, control, **more)
-    with pytest.raises(ValueError, match="no numbers"):
+    with pytest.raises(ValueError, match="image contains NaN or infinite values"):
         apply(sd15, control, image=torch.full((1, 8, 8, 3), float("nan")))
-    with pytest.raises(ValueError, match="the hint has 2 pictures, but 3 latents"):
+    with pytest.raises(ValueError, match="the hint has 2 images, but 3 latents"):
         tiny.sample(apply(sd15, control, tiny.street_map(batch=2)), batch=3)
     save_file(
         {k: v.contiguous() for k, v in ControlNeXt(ControlNeXtLayout(out_channels=320)).state_dict().items()},
@@ -360,7 +360,7 @@ def test_controls_that_do_not_fit_are_refused(sd15, sdxl, control, folder):
     )
     with pytest.raises(ValueError, match=r"adds 320 channels, but this MODEL \(TinySD15\) has 32"):
         apply(sd15, am_adapter_controlnext.load("sd15.safetensors"), tiny.street_map())
-    with pytest.raises(ValueError, match="not a ControlNeXt"):
+    with pytest.raises(ValueError, match=r"is an AM-Adapter matcher. Load it with Load AM-Adapter"):
         am_adapter_controlnext.load("matcher.safetensors")
 
 

@@ -129,7 +129,7 @@ def test_maps_and_texts_of_one_picture_each_follow_the_batch(sd15):
 
 
 def test_batches_that_fit_nothing_stop_before_sampling(sd15):
-    with pytest.raises(ValueError, match="semantic_map has 2 pictures, but 3 latents"):
+    with pytest.raises(ValueError, match="semantic_map has 2 images, but 3 latents"):
         tiny.sample(adaptive(sd15, semantic_map=halves(b=2)), batch=3)
 
 

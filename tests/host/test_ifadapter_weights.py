@@ -166,7 +166,7 @@ def test_masks_of_one_picture_each_follow_the_batch(kit):
         upper = row % 2 == 0
         assert touched[row, : h // 2].all() == upper and touched[row, h // 2 :].all() == (not upper)
     assert tiny.sample(patched, batch=2).isfinite().all()
-    with pytest.raises(ValueError, match="2 pictures, but 3 latents"):
+    with pytest.raises(ValueError, match="2 images, but 3 latents"):
         tiny.sample(patched, batch=3)
 
 

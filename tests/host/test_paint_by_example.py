@@ -252,7 +252,7 @@ def test_batches_and_sizes(model, encoder):
     patched = context.apply(model, VAE, ready[3], **{k: v for way in WAYS.values() for k, v in way.items()})
     found = sample(patched, ready)
     assert found.shape == (2, 4, 8, 12) and found.isfinite().all()
-    with pytest.raises(ValueError, match="stitch has 2 pictures, but 3 latents"):
+    with pytest.raises(ValueError, match="stitch has 2 images, but 3 latents"):
         sample(patched, ready, batch=3)
 
 

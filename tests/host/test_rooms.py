@@ -73,7 +73,7 @@ def test_a_notice_without_a_server_is_in_the_log(caplog):
     [
         ({"activations_shape": [2, 64, 13, 19]}, 13 * 19, (13, 19)),
         ({"original_shape": [2, 4, 65, 97]}, 33 * 49, (33, 49)),
-        ({"original_shape": [2, 4, 65, 97], "activations_shape": [2, 64, 4, 4]}, 17 * 25, (17, 25)),
+        ({"original_shape": [2, 4, 65, 97], "activations_shape": [2, 64, 4, 4]}, 17 * 25, None),
         ({"original_shape": [2, 4, 64, 64]}, 1000, None),
         ({}, 64, None),
     ],

@@ -9,16 +9,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from pack.py.am_adapter.agreement import CORRECTED, UPSTREAM, Agreement, agreement
+from pack.py.am_adapter.agreement import PAPER_FORMULAS, PUBLISHED_CODE, ClassAgreement, compare_classes
 from pack.py.am_adapter.attention import (
     MODES,
     Exemplar,
     Match,
     Settings,
     augmented_attention,
-    match,
+    match_tokens,
     matching_grid,
-    self_attention,
 )
 from pack.py.am_adapter.model import Encoder, MatcherLayout
 from pack.py.am_adapter.pair_store import PairStore
@@ -71,7 +70,7 @@ def scene():
     """q, k, v of two targets; keys and values of one exemplar each; C between them."""
     q, k, v = (tokens(TARGET, 2, seed) for seed in range(3))
     keys, values = tokens(OTHER, 2, 3), tokens(OTHER, 2, 4)
-    c = agreement(labels(TARGET, 5, batch=2), labels(OTHER, 6, classes=2), TARGET, OTHER)
+    c = compare_classes(labels(TARGET, 5, batch=2), labels(OTHER, 6, classes=2), TARGET, OTHER)
     return (q, k, v), keys, values, c
 
 
@@ -101,7 +100,7 @@ def test_every_mode_is_its_formula(scene, mode, strength, chunk):
 def test_several_exemplars_share_one_softmax_by_their_weights(scene):
     qkv, keys, values, c = scene
     second = tokens((2, 2), 1, 7), tokens((2, 2), 1, 8)
-    other = agreement(labels(TARGET, 5, batch=2), labels((2, 2), 9), TARGET, (2, 2))
+    other = compare_classes(labels(TARGET, 5, batch=2), labels((2, 2), 9), TARGET, (2, 2))
     bias = bias_of("class_bias", c), bias_of("class_bias", other) + math.log(0.3)
     expected = textbook(*qkv, [(keys, values, bias[0]), (*second, bias[1])])
     exemplars = [Exemplar(keys, values, c), Exemplar(*second, other, weight=0.3)]
@@ -112,7 +111,7 @@ def test_several_exemplars_share_one_softmax_by_their_weights(scene):
 
 def test_balance_is_added_to_the_logits(scene):
     qkv, keys, values, c = scene
-    bias = bias_of("class_bias", c) + 0.5 * c.balance()[:, None, None]
+    bias = bias_of("class_bias", c) + 0.5 * c.size_correction()[:, None, None]
     found = augmented_attention(*qkv, HEADS, [Exemplar(keys, values, c)], Settings(balance=0.5))
     torch.testing.assert_close(found, textbook(*qkv, [(keys, values, bias)]), **CLOSE)
 
@@ -133,9 +132,9 @@ def test_the_effect_stays_within_its_mask(scene, mode):
     where = torch.rand(1, TARGET[0] * TARGET[1], generator=rng(9)).round()
     exemplars = [Exemplar(keys, values, c)]
     alone, everywhere = (augmented_attention(*qkv, HEADS, e, Settings(mode)) for e in ([], exemplars))
-    found = augmented_attention(*qkv, HEADS, exemplars, Settings(mode), where=where)
+    found = augmented_attention(*qkv, HEADS, exemplars, Settings(mode), target_mask=where)
     torch.testing.assert_close(found, torch.where(where[..., None] > 0, everywhere, alone), **CLOSE)
-    half = augmented_attention(*qkv, HEADS, exemplars, Settings(mode), where=torch.full_like(where, 0.5))
+    half = augmented_attention(*qkv, HEADS, exemplars, Settings(mode), target_mask=torch.full_like(where, 0.5))
     torch.testing.assert_close(half, augmented_attention(*qkv, HEADS, exemplars, Settings(mode, 0.5)), **CLOSE)
 
 
@@ -147,16 +146,16 @@ def test_an_exemplar_equal_to_the_target_changes_nothing(scene):
 
 @pytest.mark.parametrize("mode", ["hard_mask", "masactrl"])
 @pytest.mark.parametrize("target, exemplar", [(VOID, VOID), (VOID, 0), (0, VOID), (0, 1)])
-def test_where_no_class_is_shared_places_read_themselves(scene, mode, target, exemplar):
+def test_where_no_class_is_shared_tokens_attend_to_their_own_image(scene, mode, target, exemplar):
     qkv, keys, values, _ = scene
-    c = agreement(torch.full((1, 1, 1), target), torch.full((1, 9, 9), exemplar), TARGET, OTHER, void=VOID)
+    c = compare_classes(torch.full((1, 1, 1), target), torch.full((1, 9, 9), exemplar), TARGET, OTHER, void=VOID)
     found = augmented_attention(*qkv, HEADS, [Exemplar(keys, values, c)], Settings(mode))
     torch.testing.assert_close(found, augmented_attention(*qkv, HEADS, []), **CLOSE)
 
 
 def test_maps_of_one_class_leave_nothing_to_compare(scene):
     (q, k, v), keys, values, _ = scene
-    c = agreement(torch.zeros(1, 5, 5, dtype=torch.long), torch.zeros(1, 1, 1, dtype=torch.long), TARGET, OTHER)
+    c = compare_classes(torch.zeros(1, 5, 5, dtype=torch.long), torch.zeros(1, 1, 1, dtype=torch.long), TARGET, OTHER)
     exemplars = [Exemplar(keys, values, c)]
     concat = augmented_attention(q, k, v, HEADS, exemplars, Settings("concat_only"))
     torch.testing.assert_close(augmented_attention(q, k, v, HEADS, exemplars, Settings("hard_mask")), concat, **CLOSE)
@@ -164,19 +163,6 @@ def test_maps_of_one_class_leave_nothing_to_compare(scene):
     replaced = augmented_attention(q, k, v, HEADS, exemplars, Settings("masactrl"))
     expected = rearrange(F.scaled_dot_product_attention(split(q), split(keys), split(values)), "b n l d -> b l (n d)")
     torch.testing.assert_close(replaced, expected, **CLOSE)
-
-
-@pytest.mark.parametrize("conditional", [[0], [1], [2, 0], [0, 1, 2], []])
-def test_only_conditional_rows_read_the_exemplars_in_any_order(conditional):
-    q, k, v = (tokens(TARGET, 3, seed) for seed in range(3))
-    keys, values = (tokens(OTHER, max(1, len(conditional)), seed) for seed in (3, 4))
-    found = self_attention(q, k, v, HEADS, conditional, [Exemplar(keys, values)], Settings("concat_only"))
-    for row in range(3):
-        own = q[row : row + 1], k[row : row + 1], v[row : row + 1]
-        place = conditional.index(row) if row in conditional else None
-        exemplars = [] if place is None else [Exemplar(keys[place : place + 1], values[place : place + 1])]
-        expected = augmented_attention(*own, HEADS, exemplars, Settings("concat_only"))
-        torch.testing.assert_close(found[row : row + 1], expected, **CLOSE)
 
 
 def test_half_precision_stays_half_and_finite(scene):
@@ -203,7 +189,7 @@ def test_matching_is_phi_minus_a_quarter_of_its_peak(scene, chunk):
     (q, k, v), keys, values, c = scene
     encoder = phi()
     p = dense_match(encoder, q, keys, c)
-    found = match(encoder, q, keys, HEADS, c, TARGET, OTHER, chunk=chunk)
+    found = match_tokens(encoder, q, keys, HEADS, c, TARGET, OTHER, chunk=chunk)
     expected = p - p.amax(dim=(1, 2, 3), keepdim=True) / 4
     torch.testing.assert_close(found.block(), expected, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(found.block(slice(7, 9)), found.block()[:, :, 7:9], rtol=0, atol=0)
@@ -211,26 +197,28 @@ def test_matching_is_phi_minus_a_quarter_of_its_peak(scene, chunk):
     torch.testing.assert_close(out, textbook(q, k, v, [(keys, values, expected)]), rtol=1e-4, atol=1e-4)
 
 
-def test_pictures_of_a_batch_do_not_see_each_other_but_upstream_takes_one_peak(scene):
+def test_images_of_a_batch_do_not_see_each_other_but_the_published_code_takes_one_peak(scene):
     (q, *_), keys, _, c = scene
     encoder = phi()
-    both = match(encoder, q, keys, HEADS, c, TARGET, OTHER)
-    alone = match(encoder, q[1:], keys[1:], HEADS, c.select([1]), TARGET, OTHER)
+    both = match_tokens(encoder, q, keys, HEADS, c, TARGET, OTHER)
+    alone = match_tokens(encoder, q[1:], keys[1:], HEADS, c.select([1]), TARGET, OTHER)
     torch.testing.assert_close(both.select([1]).block(), alone.block(), **CLOSE)
-    joint = match(encoder, q, keys, HEADS, c, TARGET, OTHER, behaviour=dataclasses.replace(CORRECTED, joint_peak=True))
+    joint = match_tokens(
+        encoder, q, keys, HEADS, c, TARGET, OTHER, behaviour=dataclasses.replace(PAPER_FORMULAS, joint_peak=True)
+    )
     assert joint.peak.tolist() == [both.peak.max().item()] * 2
 
 
 def test_an_encoder_for_one_head_serves_any_number_of_heads(scene):
     (q, *_), keys, _, c = scene
     encoder = phi(heads=1)
-    together = match(encoder, q, keys, HEADS, c, TARGET, OTHER)
+    together = match_tokens(encoder, q, keys, HEADS, c, TARGET, OTHER)
     for head in range(HEADS):
         part = slice(head * WIDTH, (head + 1) * WIDTH)
-        alone = match(encoder, q[..., part], keys[..., part], 1, c, TARGET, OTHER)
-        torch.testing.assert_close(together.activation[:, :, head], alone.activation[:, :, 0], **CLOSE)
+        alone = match_tokens(encoder, q[..., part], keys[..., part], 1, c, TARGET, OTHER)
+        torch.testing.assert_close(together.activation()[:, :, head], alone.activation()[:, :, 0], **CLOSE)
     with pytest.raises(ValueError, match="made for layers of 3"):
-        match(phi(heads=3), q, keys, HEADS, c, TARGET, OTHER)
+        match_tokens(phi(heads=3), q, keys, HEADS, c, TARGET, OTHER)
 
 
 @pytest.mark.parametrize(
@@ -247,11 +235,11 @@ def test_matching_grids_keep_within_their_limit(grid, limit, expected):
     assert matching_grid(grid, limit=limit) == expected
 
 
-def test_upstream_matches_on_its_own_grids_alone():
-    assert [matching_grid((s, s), UPSTREAM) for s in (8, 16, 32, 64)] == [(8, 8), (16, 16), (32, 32), (32, 32)]
+def test_the_published_code_matches_on_its_own_grids_alone():
+    assert [matching_grid((s, s), PUBLISHED_CODE) for s in (8, 16, 32, 64)] == [(8, 8), (16, 16), (32, 32), (32, 32)]
     for grid in ((24, 24), (32, 16)):
         with pytest.raises(ValueError, match=f"not {grid[0]}x{grid[1]}"):
-            matching_grid(grid, UPSTREAM)
+            matching_grid(grid, PUBLISHED_CODE)
 
 
 def test_logits_of_averages_are_averages_of_logits():
@@ -260,13 +248,13 @@ def test_logits_of_averages_are_averages_of_logits():
     seen = []
 
     class Spy(Encoder):
-        def in_chunks(self, volume, places, chunk, exact):
+        def forward_in_chunks(self, volume, tokens, chunk, exact):
             seen.append(volume(slice(None)))
-            return super().in_chunks(volume, places, chunk, exact)
+            return super().forward_in_chunks(volume, tokens, chunk, exact)
 
-    c = agreement(labels(small), labels(small, 1), small, small)
+    c = compare_classes(labels(small), labels(small, 1), small, small)
     with torch.no_grad():
-        match(Spy(MatcherLayout(HEADS, (4,))), q, keys, HEADS, c, grid, grid, limit=8)
+        match_tokens(Spy(MatcherLayout(HEADS, (4,))), q, keys, HEADS, c, grid, grid, limit=8)
     dense = rearrange(split(q) @ split(keys).transpose(-1, -2) * WIDTH**-0.5, "b n (y x) (h w) -> b n y x h w", y=4, h=4)
     expected = rearrange(dense, "b n (y i) (x j) (h k) (w l) -> b y x n h w i j k l", i=2, j=2, k=2, l=2).mean(
         dim=(-1, -2, -3, -4)
@@ -279,7 +267,7 @@ def test_logits_of_averages_are_averages_of_logits():
 def test_a_smaller_match_is_enlarged_linearly_on_both_sides(flat, chunk):
     grid, small = (8, 6), (4, 3)
     p = torch.rand(2, 12, HEADS, 12, generator=rng())
-    pairs = PairStore.of(rearrange(p, "b l n (h w) -> b l n h w", h=4))
+    pairs = PairStore.from_tensor(rearrange(p, "b l n (h w) -> b l n h w", h=4))
     found = Match(pairs, p.amax(dim=(1, 2, 3)), grid, grid, small, small, flat=flat)
     if flat:
         large = F.interpolate(rearrange(p, "b l n m -> b n l m"), (48, 48), mode="bilinear")
@@ -298,9 +286,9 @@ def test_a_large_layer_is_matched_small_with_target_and_exemplar_of_different_si
     assert small == (3, 5) and small_other == (5, 2)
     q, k, v = (tokens(grid, 1, seed) for seed in range(3))
     keys, values = tokens(other, 1, 3), tokens(other, 1, 4)
-    c = agreement(labels((20, 20)), labels((30, 7), 1), small, small_other)
-    found = match(phi(), q, keys, HEADS, c, grid, other, limit=16)
-    assert found.activation.shape == (1, 15, HEADS, 10)
+    c = compare_classes(labels((20, 20)), labels((30, 7), 1), small, small_other)
+    found = match_tokens(phi(), q, keys, HEADS, c, grid, other, limit=16)
+    assert found.activation().shape == (1, 15, HEADS, 10)
     whole = augmented_attention(q, k, v, HEADS, [Exemplar(keys, values, match=found)], Settings("matcher"))
     pieces = augmented_attention(q, k, v, HEADS, [Exemplar(keys, values, match=found)], Settings("matcher", chunk=500))
     torch.testing.assert_close(whole, textbook(q, k, v, [(keys, values, found.block())]), **CLOSE)
@@ -311,8 +299,8 @@ def test_gradients_reach_the_matcher_through_the_attention_but_not_the_features_
     (q, k, v), keys, values, c = scene
     encoder = phi().requires_grad_(True)
     q = q.clone().requires_grad_(True)
-    found = match(encoder, q, keys, HEADS, c, TARGET, OTHER)
-    found.activation.sum().backward(retain_graph=True)
+    found = match_tokens(encoder, q, keys, HEADS, c, TARGET, OTHER)
+    found.activation().sum().backward(retain_graph=True)
     assert q.grad is None
     exemplar = Exemplar(keys, values, match=found)
     augmented_attention(q.detach(), k, v, HEADS, [exemplar], Settings("matcher")).square().sum().backward()
@@ -329,10 +317,10 @@ def test_what_is_missing_is_named(scene):
     for settings in (Settings("class_bias"), Settings("concat_only", balance=1.0)):
         with pytest.raises(ValueError, match="semantic maps"):
             augmented_attention(*qkv, HEADS, [Exemplar(keys, values)], settings)
-    with pytest.raises(ValueError, match="24 target and 15 exemplar places, but the layer has 24 and 14"):
+    with pytest.raises(ValueError, match="24 target and 15 exemplar tokens, but the layer has 24 and 14"):
         augmented_attention(*qkv, HEADS, [Exemplar(keys[:, :14], values[:, :14], c)])
     with pytest.raises(ValueError, match="matched on 24 and 15"):
-        match(phi(), qkv[0], keys, HEADS, Agreement(c.rows[:, :3], c.keys), TARGET, OTHER)
+        match_tokens(phi(), qkv[0], keys, HEADS, ClassAgreement(c.rows[:, :3], c.keys), TARGET, OTHER)
 
 
 @pytest.mark.parametrize("wrong", [{"mode": "soft"}, {"strength": -1.0}, {"strength": math.nan}, {"chunk": 0}])
@@ -347,8 +335,8 @@ def test_exemplars_of_one_layer_may_have_settings_and_masks_of_their_own(scene):
     exemplar = Exemplar(keys, values, c)
     nowhere = torch.zeros(1, TARGET[0] * TARGET[1])
     first = dataclasses.replace(exemplar, settings=Settings("hard_mask", strength=0.5))
-    second = dataclasses.replace(exemplar, settings=Settings("concat_only"), where=nowhere)
+    second = dataclasses.replace(exemplar, settings=Settings("concat_only"), target_mask=nowhere)
     alone = augmented_attention(*qkv, HEADS, [exemplar], Settings("hard_mask", strength=0.5))
     torch.testing.assert_close(augmented_attention(*qkv, HEADS, [first, second]), alone, **CLOSE)
-    both = augmented_attention(*qkv, HEADS, [first, dataclasses.replace(second, where=None)])
+    both = augmented_attention(*qkv, HEADS, [first, dataclasses.replace(second, target_mask=None)])
     assert not torch.allclose(both, alone)

@@ -9,15 +9,15 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange, reduce
 from pack.py.am_adapter import pair_store
-from pack.py.am_adapter.agreement import CORRECTED, UPSTREAM
+from pack.py.am_adapter.agreement import PAPER_FORMULAS, PUBLISHED_CODE
 from pack.py.am_adapter.checkpoint import (
     controlnext_shapes,
     load_controlnext,
     load_matcher,
     matcher_metadata,
     matcher_shapes,
-    read_controlnext,
-    read_matcher,
+    parse_controlnext,
+    parse_matcher,
 )
 from pack.py.am_adapter.model import (
     ControlNeXt,
@@ -26,8 +26,8 @@ from pack.py.am_adapter.model import (
     Matcher,
     MatcherLayout,
     PivotConvolution,
+    embed_time,
     inject,
-    sinusoids,
 )
 
 SMALL = MatcherLayout(heads=2, widths=(4, 6, 4))
@@ -64,7 +64,7 @@ def test_a_folded_convolution_is_the_sum_of_its_two():
     pivot = scrambled(PivotConvolution(3, 5))
     x = torch.randn(2, 3, 4, 6, generator=rng())
     expected = F.conv2d(x, pivot.query_conv.weight, pivot.query_conv.bias) + pivot.supp_conv(x)
-    torch.testing.assert_close(F.conv2d(x, *pivot.folded(x), padding=1), expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(F.conv2d(x, *pivot.fold(x), padding=1), expected, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("layout", [SMALL, MatcherLayout(heads=1, widths=(4, 8)), MatcherLayout(heads=6, widths=(3,))])
@@ -81,20 +81,20 @@ def test_phi_in_chunks_is_phi(layout, chunk):
     encoder = scrambled(Encoder(layout))
     # The mean is far from 0, where a variance from sums of squares would fail.
     volume = torch.randn(2, 12, layout.heads + 1, 3, 5, generator=rng(1)) + 20.0
-    found = encoder.in_chunks(lambda rows: volume[:, rows], 12, chunk)
-    torch.testing.assert_close(found.read(), encoder(volume), rtol=1e-5, atol=2e-5)
+    found = encoder.forward_in_chunks(lambda rows: volume[:, rows], 12, chunk)
+    torch.testing.assert_close(found.decode(), encoder(volume), rtol=1e-5, atol=2e-5)
 
 
 def test_large_volumes_are_kept_in_16_bits_and_phi_stays_what_it_is(monkeypatch):
     encoder = scrambled(Encoder(SMALL))
     volume = 3 * torch.randn(2, 12, SMALL.heads + 1, 6, 5, generator=rng(1))
     monkeypatch.setattr(pair_store, "LARGE", 0)
-    found = encoder.in_chunks(lambda rows: volume[:, rows], 12, 5)
+    found = encoder.forward_in_chunks(lambda rows: volume[:, rows], 12, 5)
     assert found.numbers.dtype == torch.int16
     expected = encoder(volume)
-    torch.testing.assert_close(found.read(), expected, rtol=0, atol=5e-5 * float(expected.max()))
+    torch.testing.assert_close(found.decode(), expected, rtol=0, atol=5e-5 * float(expected.max()))
     torch.testing.assert_close(found.largest(), expected.amax(dim=(1, 2, 3, 4)), rtol=1e-4, atol=0)
-    torch.testing.assert_close(found.select([1]).read(slice(3, 5)), found.read()[1:, 3:5], rtol=0, atol=0)
+    torch.testing.assert_close(found.select([1]).decode(slice(3, 5)), found.decode()[1:, 3:5], rtol=0, atol=0)
 
 
 def test_a_store_keeps_every_picture_to_15_bits_of_its_largest_number():
@@ -102,9 +102,9 @@ def test_a_store_keeps_every_picture_to_15_bits_of_its_largest_number():
     x[0, 1, 1] = 0.0
     store = pair_store.PairStore(x, 3, 2)
     store.numbers, store.scale = x.new_empty(x.shape, dtype=torch.int16), x.new_zeros(1, 3, 2, 1, 1)
-    store.write(slice(0, 3), x)
-    error = (store.read() - x).abs().amax(dim=(3, 4))
-    assert (error <= x.abs().amax(dim=(3, 4)) / 65000).all() and not store.read()[0, 1, 1].any()
+    store.encode(slice(0, 3), x)
+    error = (store.decode() - x).abs().amax(dim=(3, 4))
+    assert (error <= x.abs().amax(dim=(3, 4)) / 65000).all() and not store.decode()[0, 1, 1].any()
 
 
 def test_gradients_reach_every_weight_of_phi():
@@ -139,13 +139,13 @@ def test_a_matchers_file_comes_back_as_it_was(wrap):
     assert all(torch.equal(value, saved[key]) for key, value in loaded.state_dict().items())
 
 
-@pytest.mark.parametrize("behaviour", [UPSTREAM, CORRECTED, dataclasses.replace(CORRECTED, transposed=True)])
+@pytest.mark.parametrize("behaviour", [PUBLISHED_CODE, PAPER_FORMULAS, dataclasses.replace(PAPER_FORMULAS, transposed=True)])
 def test_a_matchers_file_says_how_it_was_trained(behaviour):
     state = Matcher(SMALL).state_dict()
-    assert read_matcher(state, matcher_metadata(SMALL, behaviour)).behaviour == behaviour
-    assert read_matcher(state).behaviour == UPSTREAM
+    assert parse_matcher(state, matcher_metadata(SMALL, behaviour)).behaviour == behaviour
+    assert parse_matcher(state).behaviour == PUBLISHED_CODE
     with pytest.raises(ValueError, match="newer version"):
-        read_matcher(state, {"exemplary.am_adapter": '{"behaviour": "next"}'})
+        parse_matcher(state, {"exemplary.am_adapter": '{"behaviour": "next"}'})
 
 
 def without(state, key):
@@ -158,15 +158,15 @@ def without(state, key):
         (lambda s: {}, "no tensors"),
         (lambda s: {"conv_in.weight": torch.zeros(1)}, "conv_in.weight"),
         (lambda s: without(s, "encoders.1.conv4d.0.1.bias"), "lacks encoders.1.conv4d.0.1.bias"),
-        (lambda s: {**s, "extra": torch.zeros(1)}, "left over are extra"),
+        (lambda s: {**s, "extra": torch.zeros(1)}, "unexpected are extra"),
         (lambda s: {**s, "encoders.2.conv4d.0.1.bias": torch.zeros(9)}, r"encoders.2.conv4d.0.1.bias \[9\] instead of \[4\]"),
         (lambda s: {**s, "encoders.0.conv4d.3.0.query_conv.weight": torch.zeros(())}, "not an AM-Adapter matcher"),
-        (lambda s: {**{f"module.{k}": v for k, v in s.items()}, "step": torch.zeros(1)}, "also holds step"),
+        (lambda s: {**s, **{f"ema.{k}": v for k, v in s.items()}}, "more than once, under no prefix, ema."),
     ],
 )
 def test_a_file_that_is_no_matcher_is_named_as_such(change, message):
     with pytest.raises(ValueError, match=message):
-        read_matcher(change(Matcher(SMALL).state_dict()))
+        parse_matcher(change(Matcher(SMALL).state_dict()))
 
 
 def test_a_controlnexts_file_comes_back_as_it_was():
@@ -181,7 +181,7 @@ def test_a_controlnexts_file_comes_back_as_it_was():
 )
 def test_a_file_that_is_no_controlnext_is_named_as_such(key, message):
     with pytest.raises(ValueError, match=message):
-        read_controlnext(without(ControlNeXt(SMALL_CONTROL).state_dict(), key))
+        parse_controlnext(without(ControlNeXt(SMALL_CONTROL).state_dict(), key))
 
 
 def test_controlnext_knows_the_time_and_any_size():
@@ -193,8 +193,8 @@ def test_controlnext_knows_the_time_and_any_size():
     assert (late[1] - early[1]).abs().max() > 1e-3
 
 
-def test_sinusoids_are_cosines_first():
-    code = sinusoids(torch.tensor([0.0, 3.0]), 6)
+def test_embed_time_are_cosines_first():
+    code = embed_time(torch.tensor([0.0, 3.0]), 6)
     torch.testing.assert_close(code[0], torch.tensor([1.0, 1.0, 1.0, 0.0, 0.0, 0.0]))
     torch.testing.assert_close(code[1, 3], torch.tensor(3.0).sin())
     torch.testing.assert_close(code[1, 1], torch.tensor(3.0 / 10000 ** (1 / 3)).cos())
@@ -217,3 +217,10 @@ def test_what_is_injected_has_the_features_mean_and_deviation():
 def test_half_precision_features_stay_half_and_finite():
     found = inject(torch.full((1, 6, 4, 4), 6e4).half(), torch.randn(1, 6, 4, 4, generator=rng()).half(), 0.01)
     assert found.dtype == torch.float16 and found.isfinite().all()
+
+
+@pytest.mark.parametrize("prefix", ["module.", "state_dict.module.", "matcher."])
+def test_weights_are_found_beside_what_a_training_program_saves(prefix):
+    state = Matcher(SMALL).state_dict()
+    found = parse_matcher({**{f"{prefix}{key}": value for key, value in state.items()}, "step": torch.zeros(1)})
+    assert set(found.weights) == set(state)

@@ -16,7 +16,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ....py.am_adapter.model import ControlNeXtLayout, MatcherLayout
-from ....py.am_adapter.training import second_view
+from ....py.am_adapter.training import crop_second_view
 from ....py.playground import world
 from ....py.playground.vocabulary import encode_padded
 from ...training.loop import Schedule, fit
@@ -59,7 +59,7 @@ def streets(encode: Encode, folder: Path) -> dict[str, Tensor]:
         images = torch.from_numpy(pictures(scenes)).permute(0, 3, 1, 2)
         labels = torch.stack([torch.from_numpy(scene.labels) for scene in scenes])
         rng = torch.Generator().manual_seed(CONTROL_SCHEDULE.seed)
-        views = [second_view(image.float() / 255, label, rng) for image, label in zip(images, labels)]
+        views = [crop_second_view(image.float() / 255, label, rng) for image, label in zip(images, labels)]
         data = {
             "latents": _encoded(encode, images),
             "labels": labels,

@@ -1,1 +1,1 @@
-"""AM-Adapter inside ComfyUI."""
+"""AM-Adapter in ComfyUI: the nodes' functions, exemplar features, ControlNeXt, preview."""

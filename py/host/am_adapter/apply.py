@@ -1,41 +1,56 @@
-"""AM-Adapter's room: exemplars and semantic maps -> the self-attention of the host's MODEL (`py/am_adapter/attention.py`)."""
+"""AM-Adapter on a UNet: self-attention of the target also attends to exemplars (`py/am_adapter/attention.py`).
+
+    Apply AM-Adapter (nodes/am_adapter.py)
+      apply                           encode_exemplars: IMAGE and map -> latents and labels in the target's palette (inputs.py)
+        |                             installs one ExemplarAttention in the attn1 slots, and the wrapper gather_before_call
+      MODEL
+        |
+    a call of the UNet while sampling
+      gather_before_call              ExemplarAttention.gather, for each positive condition of the call:
+        |                               lookup_features (exemplar.py): keys and values of every layer, from the cache,
+        |                               or from a pass of the same UNet over the exemplars at this noise level
+      UNet, in each attn1 layer
+        AttentionSlot (slots.py)      the host's attention of all rows
+          ExemplarAttention.__call__  for the rows of each positive condition (grids.conditional_rows):
+            Application.exemplars       this layer's keys and values; which tokens share a class; the matcher's P
+            augmented_attention         the paper's layer; its change goes back to the slot
+
+Several Apply nodes in a chain share one ExemplarAttention, so that one softmax weighs all their exemplars.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import comfy.utils
 import torch
 from comfy.ldm.modules.attention import optimized_attention
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
-from ...am_adapter.agreement import CORRECTED, UPSTREAM, Agreement, Behaviour, agreement
-from ...am_adapter.attention import Attend, Exemplar, Match, Settings, augmented_attention, match, matching_grid
-from ...am_adapter.checkpoint import read_matcher
+from ...am_adapter.agreement import PAPER_FORMULAS, PUBLISHED_CODE, Behaviour, ClassAgreement, compare_classes
+from ...am_adapter.attention import MODES, Attend, Exemplar, Match, Settings, augmented_attention, match_tokens, matching_grid
+from ...am_adapter.checkpoint import parse_matcher
 from ...am_adapter.model import Matcher, MatcherLayout
 from ...semantic.palettes import VOID
-from .. import folders, grids, hooks, networks, notices, slots
-from ..run import SamplingRun, current_run
+from .. import grids, hooks, inputs, networks, notices, slots
+from ..run import SamplingRun, current_run, running_network
 from ..schedule import PercentRange
 from ..slots import as_conditional_rows
-from . import cache as am_adapter_cache
-from . import exemplar as am_adapter_exemplar
-from . import transformer
+from . import cache, files, transformer
 from .cache import Features
-from .exemplar import Pictures
-from .inputs import Target, exemplar_pictures, target_of
+from .exemplar import EncodedExemplars, lookup_features, passes_of_call
+from .inputs import Target, check_target, encode_exemplars
 
-LOAD = "Load AM-Adapter"
+LOAD = files.LOAD_MATCHER
 NODE = "Apply AM-Adapter"
-LINK = "https://cvlab-kaist.github.io/AM-Adapter (not published yet), or train one"
 KEY = "exemplary_am_adapter"
 OBSERVER = "exemplary_am_observer"  # in the options of a call that is watched
 
 AUTOMATIC = "automatic"
-#: Which parts of the network read exemplars: the host's name -> the matcher's name.
+#: Parts of the UNet: the host's name -> the matcher's name.
 PARTS = {"input": "down", "middle": "mid", "output": "up"}
 PART_CHOICES = {
     "all": ("down", "mid", "up"),
@@ -44,12 +59,13 @@ PART_CHOICES = {
     "down": ("down",),
     "down and middle": ("down", "mid"),
 }
-BEHAVIOURS: dict[str, Behaviour | None] = {"as the file says": None, "upstream": UPSTREAM, "corrected": CORRECTED}
+LEVELS = ("1", "2", "4", "8", "16")
+BEHAVIOURS: dict[str, Behaviour | None] = {"as the file says": None, "upstream": PUBLISHED_CODE, "corrected": PAPER_FORMULAS}
 
 
 @dataclass(frozen=True, eq=False)
 class LoadedMatcher:
-    """A matcher's network and how it wants to be used."""
+    """A matcher's network and how it was trained to be used."""
 
     patcher: Any  # ModelPatcher
     layout: MatcherLayout
@@ -58,15 +74,9 @@ class LoadedMatcher:
 
 
 def load(file: str, behaviour: str = "as the file says") -> LoadedMatcher:
-    """Read a matcher from the model folder am_adapter. Raises ValueError naming the file and what it is not."""
-    path = folders.path("am_adapter", file, LOAD, LINK)
-    try:
-        weights, metadata = comfy.utils.load_torch_file(path, safe_load=True, return_metadata=True)
-        found = read_matcher(weights, metadata)
-    except ValueError as error:
-        raise ValueError(f"{LOAD}: {file!r}: {error}") from error
-    except Exception as error:
-        raise ValueError(f"{LOAD}: {file!r} cannot be read ({error}). Get it again from {LINK}.") from error
+    """Load a matcher from the model folder am_adapter. Raises ValueError naming the file, what it is and what to do."""
+    inputs.check_choice(behaviour, LOAD, "behaviour", BEHAVIOURS)
+    found = files.load(file, LOAD, parse_matcher)
     return LoadedMatcher(
         networks.load(Matcher, found.weights, found.layout), found.layout, BEHAVIOURS[behaviour] or found.behaviour, file
     )
@@ -74,7 +84,7 @@ def load(file: str, behaviour: str = "as the file says") -> LoadedMatcher:
 
 @dataclass(frozen=True, eq=False)
 class Choice:
-    """What a user chose on one node, besides the pictures."""
+    """The settings of one Apply node."""
 
     settings: Settings
     percent: PercentRange
@@ -85,21 +95,54 @@ class Choice:
 
     @property
     def behaviour(self) -> Behaviour:
-        return CORRECTED if self.matcher is None else self.matcher.behaviour
+        return PAPER_FORMULAS if self.matcher is None else self.matcher.behaviour
 
-    def reads_in(self, options: dict, grid: grids.Grid) -> bool:
-        """Does the calling layer read exemplars?"""
+    @property
+    def needs_negative_rows(self) -> bool:
+        """Whether the matcher's peak is taken over the negative rows too, as in the published code."""
+        return self.settings.mode == "matcher" and self.behaviour.joint_peak
+
+    def is_active_in(self, options: dict, grid: grids.Grid) -> bool:
+        """Whether the calling layer is one of the chosen parts and levels."""
         if PARTS.get(options["block"][0]) not in self.parts:
             return False
         height = options["original_shape"][-2] if "original_shape" in options else grid[0]
         return not self.levels or 2 ** round(math.log2(max(1.0, height / grid[0]))) in self.levels
 
 
+@dataclass(frozen=True)
+class Origin:
+    """Whose tokens a layer attends to: exemplar number `index` of a node, on this grid."""
+
+    application: Application
+    index: int
+    grid: grids.Grid
+
+
+@dataclass(frozen=True, eq=False)
+class _LayerCall:
+    """The rows of one positive condition in one call of one layer.
+
+    Args:
+        q: [rows, l, c] of the condition. negatives: [(q [rows, l, c], features)] of the call's negative conditions, if they are needed.
+    """
+
+    q: Tensor
+    rows: grids.Rows
+    options: dict
+    features: Features
+    negatives: tuple[tuple[Tensor, Features], ...] = ()
+
+    @property
+    def layer(self) -> hooks.LayerKey:
+        return hooks.layer_key(self.options)
+
+
 @dataclass(frozen=True, eq=False)
 class Application:
-    """One Apply node: exemplars, the map they are read for, and how."""
+    """One Apply node: exemplars, the target that they are applied to, and how."""
 
-    pictures: Pictures
+    images: EncodedExemplars
     target: Target
     choice: Choice
 
@@ -107,172 +150,168 @@ class Application:
         return self
 
     def check(self, run: SamplingRun) -> None:
-        latents = run.latent_shape[0]
-        for name, batch in (("target_map", self.target.labels), ("mask", self.target.where)):
-            if batch is not None and batch.shape[0] not in (1, latents):
-                raise grids.batch_error(NODE, name, batch.shape[0], latents)
+        self.target.check_batches(run, NODE)
         if self.choice.settings.mode == "matcher" and self.choice.behaviour.flat:
-            sizes = (tuple(run.latent_shape[-2:]), tuple(self.pictures.latents.shape[-2:]))
+            sizes = (tuple(run.latent_shape[-2:]), tuple(self.images.latents.shape[-2:]))
             if sizes != ((64, 64), (64, 64)):
                 shown = " and ".join(f"{8 * w}x{8 * h}" for h, w in sizes)
                 raise ValueError(
-                    f"{NODE}: this adapter uses the published behaviour, which knows pictures of 512x512 only; target and exemplar are "
-                    f"{shown}. Use 512x512, or choose the behaviour corrected in {LOAD}."
+                    f"{NODE}: this adapter follows the published code, which supports 512x512 only; target and exemplar are {shown}. "
+                    f"Use 512x512, or choose the behaviour corrected (paper formulas) in {LOAD}."
                 )
 
-    def exemplars(self, run: SamplingRun, options: dict, call: _LayerCall, features: Features) -> list[tuple[Exemplar, Origin]]:
-        """What each exemplar is to the calling layer, for the latents of one chunk; [] if the layer does not read them."""
-        found = features.layers.get(hooks.layer_key(options))
-        if found is None or not self.choice.reads_in(options, call.grid):
+    def exemplars(self, run: SamplingRun, call: _LayerCall) -> list[tuple[Exemplar, Origin]]:
+        """The exemplars' tokens in the calling layer and how to attend to them; [] if the layer does not use them."""
+        rows, settings = call.rows, self.choice.settings
+        if call.layer not in call.features.layers or not self.choice.is_active_in(call.options, rows.grid):
             return []
-        keys, values, grid = found
-        settings = self.choice.settings
-        weight = 1.0 / len(self.pictures)
-        frames = list(call.frames)
-        where = self.target.where_on(run, call.grid, call.view)
-        if where is not None:
-            where = (where if where.shape[0] == 1 else where[frames]).to(call.q.device)
-        part = PARTS[options["block"][0]]
-        read = []
-        for place in range(len(self.pictures)):
-            k, v = (t[place : place + 1].to(call.q) for t in (keys, values))
-            same = self._agreement(run, place, call, call.grid, grid, CORRECTED).select(frames)
-            matched = self._match(run, place, call, k, grid, part, frames) if settings.mode == "matcher" else None
-            read.append((Exemplar(k, v, same, matched, weight, settings, where), Origin(self, place, grid)))
-        return read
+        keys, values, grid = call.features.layers[call.layer]
+        mask = self.target.mask_on(run, rows.grid, rows.view)
+        mask = None if mask is None else rows.of(mask).to(call.q.device)
+        found = []
+        for index in range(len(self.images)):
+            k, v = (t[index : index + 1].to(call.q) for t in (keys, values))
+            agreement = self._compare(run, index, call, rows.grid, grid, PAPER_FORMULAS).select(list(rows.frames))
+            match = self._match(run, index, call, k, grid) if settings.mode == "matcher" else None
+            exemplar = Exemplar(k, v, agreement, match, 1.0 / len(self.images), settings, mask)
+            found.append((exemplar, Origin(self, index, grid)))
+        return found
 
-    def _agreement(
-        self, run: SamplingRun, place: int, call: _LayerCall, grid: grids.Grid, exemplar_grid: grids.Grid, behaviour: Behaviour
-    ) -> Agreement:
-        """C of target and exemplar on two grids, made once per run."""
+    def _compare(
+        self, run: SamplingRun, index: int, call: _LayerCall, grid: grids.Grid, exemplar_grid: grids.Grid, behaviour: Behaviour
+    ) -> ClassAgreement:
+        """C of target and exemplar number `index` on two grids, computed once per run."""
+        view, q = call.rows.view, call.q
 
-        def make() -> Agreement:
-            exemplar = self.pictures.labels[place if len(self.pictures.labels) > 1 else 0][None]
-            target = grids.part_of(self.target.labels, call.view)
+        def make() -> ClassAgreement:
+            exemplar = self.images.labels[index if len(self.images.labels) > 1 else 0][None]
+            target = grids.part_of(self.target.labels, view)
             void = None if self.choice.match_void else VOID
-            return agreement(target, exemplar, grid, exemplar_grid, behaviour=behaviour, void=void).to(
-                call.q.device, call.q.dtype
-            )
+            found = compare_classes(target, exemplar, grid, exemplar_grid, behaviour=behaviour, void=void)
+            return found.to(q.device, q.dtype)
 
-        key = (self, "agreement", place, call.view, grid, exemplar_grid, behaviour, call.q.device, call.q.dtype)
+        key = (self, "agreement", index, view, grid, exemplar_grid, behaviour, q.device, q.dtype)
         return run.get_or_make(key, make)
 
-    def _match(
-        self, run: SamplingRun, place: int, call: _LayerCall, keys: Tensor, grid: grids.Grid, part: str, frames: list[int]
-    ) -> Match:
+    def _match(self, run: SamplingRun, index: int, call: _LayerCall, keys: Tensor, grid: grids.Grid) -> Match:
+        """P of the rows of a call with exemplar number `index`."""
         loaded: Any = self.choice.matcher
-        behaviour = loaded.behaviour
-        small, small_exemplar = (matching_grid(g, behaviour) for g in (call.grid, grid))
-        same = self._agreement(run, place, call, small, small_exemplar, behaviour).select(frames)
-        encoder = loaded.patcher.model.encoder(part, behaviour.part_encoder)
-        return match(encoder, call.q, keys, call.heads, same, call.grid, grid, behaviour=behaviour)
-
-
-@dataclass(frozen=True)
-class Origin:
-    """Whose tokens a layer reads: picture number `place` of a node, on this grid."""
-
-    application: Application
-    place: int
-    grid: grids.Grid
+        behaviour, rows = loaded.behaviour, call.rows
+        small, small_exemplar = (matching_grid(g, behaviour) for g in (rows.grid, grid))
+        # The negative rows only count for the peak.
+        negatives = [(q, features.layers[call.layer][0][index : index + 1].to(q)) for q, features in call.negatives]
+        q = torch.cat([call.q, *(q for q, _ in negatives)])
+        keys = torch.cat([k.expand(len(one), -1, -1) for one, k in [(call.q, keys), *negatives]])
+        agreement = self._compare(run, index, call, small, small_exemplar, behaviour)
+        agreement = agreement.select(list(rows.frames) * (len(q) // len(call.q)))
+        encoder = loaded.patcher.model.encoder(PARTS[call.options["block"][0]], behaviour.part_encoder)
+        found = match_tokens(encoder, q, keys, call.options["n_heads"], agreement, rows.grid, grid, behaviour=behaviour)
+        return found.select(range(len(call.q))) if negatives else found
 
 
 @dataclass(frozen=True, eq=False)
-class _LayerCall:
-    """One chunk of one call of one layer."""
-
-    q: Tensor
-    heads: int
-    grid: grids.Grid
-    view: grids.View
-    frames: tuple[int, ...]
-
-
-@dataclass(frozen=True, eq=False)
-class ReadExemplars:
-    """attn1: the places of the target read exemplars as well. One for all Apply nodes of a chain, so that one softmax weighs them all."""
+class ExemplarAttention:
+    """attn1: tokens of the target attend to exemplars as well. One for all Apply nodes of a chain, so that one softmax weighs them all."""
 
     applications: tuple[Application, ...]
 
-    def __deepcopy__(self, memo: dict) -> ReadExemplars:
+    def __deepcopy__(self, memo: dict) -> ExemplarAttention:
         return self
 
     def before_run(self, run: SamplingRun) -> None:
-        am_adapter_cache.store().begin_run()
+        cache.store().begin_run()
         for application in self.applications:
             application.check(run)
 
+    def gathered(self, run: SamplingRun) -> dict[int, list[tuple[Application, Features]]]:
+        """{chunk: [(application, features)]} of the running call of the UNet; empty while no exemplar acts."""
+        return run.get_or_make((self, "gathered"), dict)
+
     def active(self, options: dict) -> bool:
         run = current_run(options)
-        return run is not None and bool(run.get_or_make((self, "read"), dict))
+        if run is None:
+            return False
+        if running_network(options) is None:
+            run.warn_once(
+                f"{NODE}: another pack replaces the UNet's forward, which skips the host's wrappers; exemplars have no effect."
+            )
+        return bool(self.gathered(run))
 
-    def __call__(self, q: Tensor, k: Tensor, v: Tensor, options: dict, text: Tensor) -> Tensor | None:
-        run: Any = current_run(options)  # there is one, `active` has asked
-        grid = grids.layer_grid(options, q.shape[1])
-        chunks = grids.conditional_chunks(options, q.shape[0])
-        if grid is None or chunks is None:
-            run.warn_once(f"{NODE}: another node rearranges the places of an attention layer; exemplars are not read there.")
-            return None
-        change = None
-        for chunk, first, last in chunks:
-            view = grids.chunk_view(run, options, chunk)
-            if view is None:
-                run.warn_once(
-                    f"{NODE}: the model is given a part of the picture (a tiled sampler?), whose place is unknown; exemplars are not read."
-                )
-                continue
-            frames = grids.frame_indices(options, last - first)
-            call = _LayerCall(q[first:last], options["n_heads"], grid, view, frames)
-            read = [
-                pair
-                for application, features in run.get_or_make((self, "read"), dict).get(chunk, ())
-                for pair in application.exemplars(run, options, call, features)
-            ]
-            if read:
-                change = torch.zeros_like(text) if change is None else change
-                rows, attend = slice(first, last), _attend(options)
-                if OBSERVER in options and chunk == chunks[0][0]:
-                    attend = options[OBSERVER].watching(attend, grid, tuple(origin for _, origin in read))
-                exemplars = [exemplar for exemplar, _ in read]
-                found = augmented_attention(q[rows], k[rows], v[rows], call.heads, exemplars, attend=attend)
-                change[rows] = found - text[rows]
-        return change
-
-    def read(self, run: SamplingRun, unet: Any, arguments: dict) -> None:
-        """Before a call of the UNet: what its layers will read, {chunk: [(application, features)]}."""
-        options, read = arguments["transformer_options"], run.get_or_make((self, "read"), dict)
+    # torch.compile follows the wrapper into the compiled model; the features must be recorded and kept outside of it.
+    @torch.compiler.disable
+    def gather(self, run: SamplingRun, unet: Any, arguments: dict) -> None:
+        """Before a call of the UNet: the features that its layers will attend to."""
+        options, gathered = arguments["transformer_options"], self.gathered(run)
         done: dict[Any, Features] = {}
         for application in self.applications:
             if not run.inside(application.choice.percent, options):
                 continue
-            pictures = application.pictures
-            readings = am_adapter_exemplar.readings(run, unet, arguments, pictures.prompt, pictures.token)
-            for chunk, reading in readings.items():
-                # Chunks with one prompt see the same; without a key (scheduled LoRAs) each chunk reads for itself.
-                name = (pictures, reading.key if reading.key is not None else chunk)
+            images, includes_negative = application.images, application.choice.needs_negative_rows
+            passes = passes_of_call(run, unet, arguments, images, includes_negative=includes_negative)
+            for chunk, feature_pass in passes.items():
+                # Chunks with one prompt share features; without a key (scheduled LoRAs) each chunk has its own pass.
+                name = (images, feature_pass.key if feature_pass.key is not None else chunk)
                 if name not in done:
-                    done[name] = am_adapter_exemplar.read(reading, pictures, run.sigma(options))
-                read.setdefault(chunk, []).append((application, done[name]))
+                    done[name] = lookup_features(feature_pass, images, run.sigma(options))
+                gathered.setdefault(chunk, []).append((application, done[name]))
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, options: dict, text: Tensor) -> Tensor | None:
+        run: Any = current_run(options)  # there is one, `active` has checked
+        change = None
+        is_first = True
+        for rows in grids.conditional_rows(run, options, q, NODE, "exemplars have no effect", k):
+            found = [pair for call, owner in self._calls(run, q, rows, options) for pair in owner.exemplars(run, call)]
+            if found:
+                change = torch.zeros_like(text) if change is None else change
+                attend = _host_attention(options)
+                if OBSERVER in options and is_first:
+                    attend = options[OBSERVER].watching(attend, rows.grid, tuple(origin for _, origin in found))
+                exemplars = [exemplar for exemplar, _ in found]
+                part = rows.rows
+                change[part] = (
+                    augmented_attention(q[part], k[part], v[part], options["n_heads"], exemplars, attend=attend) - text[part]
+                )
+            is_first = False
+        return change
+
+    def _calls(self, run: SamplingRun, q: Tensor, rows: grids.Rows, options: dict) -> Iterator[tuple[_LayerCall, Application]]:
+        """One call for each application that acts on these rows."""
+        gathered = self.gathered(run)
+        for application, features in gathered.get(rows.chunk, ()):
+            negatives: tuple[tuple[Tensor, Features], ...] = ()
+            if application.choice.needs_negative_rows:
+                negatives = tuple(
+                    (q[first:last], negative)
+                    for chunk, first, last, conditional in grids.chunks(options, q.shape[0]) or ()
+                    for owner, negative in gathered.get(chunk, ())
+                    if not conditional and owner is application
+                )
+                if not negatives:
+                    run.warn_once(
+                        f"{NODE}: the published code takes the matcher's peak over the positive and the negative prompt, but a call has only "
+                        "the positive one (CFG 1, or too little memory for both)."
+                    )
+            yield _LayerCall(q[rows.rows], rows, options, features, negatives), application
 
 
-def read_exemplars(executor: Any, *args: Any, **kwargs: Any) -> Any:
-    """DIFFUSION_MODEL wrapper: read the exemplars, then run the UNet."""
+def gather_before_call(executor: Any, *args: Any, **kwargs: Any) -> Any:
+    """DIFFUSION_MODEL wrapper: gather the features of all exemplars, run the UNet, drop them."""
     arguments = {**dict(zip(("x", "timesteps", "context", "y", "control", "transformer_options"), args)), **kwargs}
     options = arguments["transformer_options"]
     run: Any = current_run(options)
-    ours = [t for t in slots.techniques(options) if isinstance(t, ReadExemplars)] if run is not None else []
+    found = [t for t in slots.techniques(options) if isinstance(t, ExemplarAttention)] if run is not None else []
     try:
-        for technique in ours:
-            technique.read(run, executor.class_obj, arguments)
+        for technique in found:
+            technique.gather(run, executor.class_obj, arguments)
         return executor(*args, **kwargs)
     finally:
-        for technique in ours:
-            run.get_or_make((technique, "read"), dict).clear()
+        for technique in found:
+            technique.gathered(run).clear()
 
 
-def _attend(options: dict) -> Attend:
-    """The host's attention with a mask, for rows of our own making."""
-    ours = as_conditional_rows(options)
+def _host_attention(options: dict) -> Attend:
+    """The host's attention with a bias, for rows that a technique made."""
+    row_options = as_conditional_rows(options)
 
     def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         return optimized_attention(
@@ -284,7 +323,7 @@ def _attend(options: dict) -> Attend:
             attn_precision=options.get("attn_precision"),
             skip_reshape=True,
             skip_output_reshape=True,
-            transformer_options=ours,
+            transformer_options=row_options,
         )
 
     return attend
@@ -312,49 +351,56 @@ def apply(
     prompt: Any = None,
     mask: Tensor | None = None,
 ) -> Any:
-    """A MODEL that paints the target map in the exemplars' look. The given one is not changed; with nothing to do it is returned as is.
+    """A MODEL that gives the target map the exemplars' look. The given one is not changed; it is returned if nothing would act.
 
     Raises:
         ValueError: before anything is sampled, naming what was found and what to do.
     """
     percent = PercentRange.checked(start_percent, end_percent, NODE)
     for name, value, most in (("strength", strength, 10.0), ("class_strength", class_strength, 50.0), ("balance", balance, 1.0)):
-        if not 0.0 <= value <= most:  # also refuses NaN
-            raise ValueError(f"{NODE}: {name} is {value}; it must be a number from 0 to {most:g}.")
-    settings = Settings(_mode(mode, adapter), strength, class_strength, balance)
+        inputs.check_number(value, NODE, name, 0.0, most)
+    inputs.check_choice(parts, NODE, "parts", PART_CHOICES)
+    cache_mb = inputs.check_integer(cache_mb, NODE, "cache_mb", 0, 1 << 20)
+    settings = Settings(_resolve_mode(mode, adapter), strength, class_strength, balance)
     is_unet = hooks.has_unet(model)
-    if not is_unet:
-        transformer.check(model, NODE, adapter, settings.mode)
     keys = hooks.text_layers(model, NODE) if is_unet else []
     if is_unet:
         _check_model(model, adapter, settings.mode)
-    chosen_levels = _levels(levels)
-    target, alphabet = target_of(target_map, mask, NODE), target_map
+    else:
+        transformer.check(model, NODE, adapter, settings.mode)
+    chosen_levels = _parse_levels(levels)
+    target = check_target(target_map, mask, NODE)
     if strength == 0.0 or percent.empty:
         return model
-    pictures = exemplar_pictures(model, vae, exemplar, exemplar_map, alphabet, prompt, source, cache_mb << 20, NODE)
+    images = encode_exemplars(model, vae, exemplar, exemplar_map, target_map, prompt, source, cache_mb << 20, NODE)
     if not is_unet:
         is_all = parts == "all" and not chosen_levels
-        return transformer.apply(model, pictures, target, settings, percent, match_void, is_all, NODE)
+        return transformer.apply(model, images, target, settings, percent, match_void, is_all, NODE)
     matcher = adapter if settings.mode == "matcher" else None
     choice = Choice(settings, percent, PART_CHOICES[parts], chosen_levels, match_void, matcher)
-    return _installed(model, Application(pictures, target, choice), keys)
+    return _install(model, Application(images, target, choice), keys)
 
 
-def _installed(model: Any, application: Application, keys: list[hooks.LayerKey]) -> Any:
+def find_technique(model: Any) -> ExemplarAttention | None:
+    """The exemplars of a MODEL; None without Apply AM-Adapter."""
     options = model.model_options["transformer_options"]
-    earlier = next((t for t in slots.techniques(options) if isinstance(t, ReadExemplars)), None)
-    technique = ReadExemplars((*(() if earlier is None else earlier.applications), application))
+    return next((t for t in slots.techniques(options) if isinstance(t, ExemplarAttention)), None)
+
+
+def _install(model: Any, application: Application, keys: list[hooks.LayerKey]) -> Any:
+    earlier = find_technique(model)
+    technique = ExemplarAttention((*(() if earlier is None else earlier.applications), application))
     clone = hooks.install(model, {"attn1": technique}, keys, instead_of=earlier)
     if not clone.get_wrappers(WrappersMP.DIFFUSION_MODEL, KEY):
-        clone.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, KEY, read_exemplars)
+        clone.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, KEY, gather_before_call)
     if application.choice.matcher is not None:
         networks.serve(clone, KEY, [application.choice.matcher.patcher])
-    am_adapter_cache.attend_to_memory(clone)
+    cache.register_store(clone)
     return clone
 
 
-def _mode(mode: str, adapter: LoadedMatcher | None) -> str:
+def _resolve_mode(mode: str, adapter: LoadedMatcher | None) -> str:
+    inputs.check_choice(mode, NODE, "mode", (AUTOMATIC, *MODES))
     if mode == AUTOMATIC:
         return "class_bias" if adapter is None else "matcher"
     if mode == "matcher" and adapter is None:
@@ -366,12 +412,12 @@ def _mode(mode: str, adapter: LoadedMatcher | None) -> str:
     return mode
 
 
-def _levels(text: str) -> tuple[int, ...]:
+def _parse_levels(text: str) -> tuple[int, ...]:
     """`1, 2, 4, 8`, or nothing for all. Raises ValueError for anything else."""
-    words = text.replace(",", " ").split()
-    if any(word not in ("1", "2", "4", "8", "16") for word in words):
+    words = inputs.check_text(text, NODE, "levels").replace(",", " ").split()
+    if any(word not in LEVELS for word in words):
         raise ValueError(
-            f"{NODE}: levels is {text!r}; list how many times smaller than the latent the layers are, of 1, 2, 4, 8, or leave it empty."
+            f"{NODE}: levels is {text!r}; it must be a list of downscale levels (1, 2, 4, 8), or empty for all layers."
         )
     return tuple(int(word) for word in words)
 
@@ -381,8 +427,8 @@ def _check_model(model: Any, adapter: LoadedMatcher | None, mode: str) -> None:
     given, known = getattr(unet, "in_channels", None), model.get_model_object("latent_format").latent_channels
     if given is not None and given != known:
         raise ValueError(
-            f"{NODE}: this MODEL ({hooks.model_name(model)}) reads {given} channels, {given - known} of them beside the picture (an inpainting "
-            "or editing model). Load an ordinary text-to-image checkpoint."
+            f"{NODE}: this MODEL ({hooks.model_name(model)}) has {given} input channels, {given - known} more than the image (an inpainting "
+            "or editing model). Load a text-to-image checkpoint."
         )
     if adapter is None or mode != "matcher":
         return

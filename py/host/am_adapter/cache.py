@@ -1,7 +1,7 @@
-"""What was computed of exemplars and is worth keeping between runs: bounded, in main memory, gone when the host frees memory.
+"""Features of exemplars that are kept between runs: bounded, in main memory, released when the host frees memory.
 
-An entry belongs to a base model and disappears with it. The host sees the store as a model of one number: when it unloads its models
-(`/free`, another checkpoint, too little memory), the entries go too.
+An entry belongs to a base model and is released with it. The host manages the store as a model with one parameter: when it unloads its
+models (`/free`, another checkpoint, too little memory), the entries are released too.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from torch import Tensor
 from .. import networks
 from ..run import KEY
 
-RESERVE = 1 << 30  # bytes of main memory that the store leaves to others
+RESERVE = 1 << 30  # bytes of main memory that stay free
 
 
 @dataclass(frozen=True, eq=False)
 class Features:
-    """What a model sees in exemplars at one noise level.
+    """What a model computes of exemplars at one noise level.
 
     Args:
         layers: the layer's key -> (keys, values), [n, m, c] both, of n exemplars, and their grid.
-        latent: [n, c, h, w], what the model was given, in the scale of its sigmas.
-        slope: [n, c, h, w], d latent / d sigma there, the way to the next noise level.
+        latent: [n, c, h, w], the model's input, in the scale of its sigmas.
+        slope: [n, c, h, w], d latent / d sigma, for the step to the next noise level.
     """
 
     layers: dict[Hashable, tuple[Tensor, Tensor, tuple[int, int]]]
@@ -57,8 +57,8 @@ class _Entry:
 
 @dataclass
 class FeatureStore:
-    """Features by base model and key. Within one run nothing of that run is thrown out: a loop over more steps than fit hits some of
-    them every time, where throwing out the oldest would hit none."""
+    """Features by base model and key. During a run nothing that it uses is removed: a loop over more steps than fit then finds some of
+    them every time, where removing the oldest would find none."""
 
     runs: int = 0
     _models: WeakKeyDictionary = field(default_factory=WeakKeyDictionary)
@@ -74,7 +74,7 @@ class FeatureStore:
         return entry.features
 
     def put(self, model: Any, key: Hashable, features: Features, limit: int) -> bool:
-        """Keep features if they fit into `limit` bytes together with what this run uses; older ones make room, oldest first."""
+        """Keep features if they fit into `limit` bytes together with what this run uses; older ones are removed, oldest first."""
         size = features.size()
         if comfy.model_management.get_free_memory(torch.device("cpu")) < RESERVE + size:
             self.clear()
@@ -104,30 +104,33 @@ class FeatureStore:
         self._models.clear()
 
 
-@cache
+#: The one store of this process. Not behind functools.cache, which torch.compile ignores.
+_store = FeatureStore()
+
+
 def store() -> FeatureStore:
     """The one store of this process."""
-    return FeatureStore()
+    return _store
 
 
 @cache
-def _guest() -> Any:
-    """The store as the host's memory management sees it."""
-    one_number = torch.nn.Module()
-    one_number.register_parameter("kept", torch.nn.Parameter(torch.zeros(1), requires_grad=False))
-    patcher = networks.as_patcher(one_number)
-    patcher.add_callback_with_key(CallbacksMP.ON_DETACH, KEY, _forget)
+def _store_patcher() -> Any:
+    """The store as a model that the host's memory management handles."""
+    placeholder = torch.nn.Module()
+    placeholder.register_parameter("kept", torch.nn.Parameter(torch.zeros(1), requires_grad=False))
+    patcher = networks.as_patcher(placeholder)
+    patcher.add_callback_with_key(CallbacksMP.ON_DETACH, KEY, _clear_store)
     return patcher
 
 
-def _forget(patcher: Any, unpatch_all: bool = True) -> None:
+def _clear_store(patcher: Any, unpatch_all: bool = True) -> None:
     if unpatch_all:  # the host also takes a model off its list for a moment, to load it again
         store().clear()
 
 
-def attend_to_memory(model: Any) -> None:
-    """Let the host know of the store whenever this MODEL (already a clone of ours) is sampled."""
-    networks.serve(model, "exemplary_features", [_guest()])
+def register_store(model: Any) -> None:
+    """Let the host manage the store whenever this MODEL (already a clone of ours) is sampled."""
+    networks.serve(model, "exemplary_features", [_store_patcher()])
 
 
 def digest(tensor: Tensor | None) -> str:
@@ -138,8 +141,8 @@ def digest(tensor: Tensor | None) -> str:
     return f"{tuple(data.shape)} {hashlib.sha256(data.numpy().tobytes()).hexdigest()}"
 
 
-def kept(model: Any, key: Hashable | None, limit: int, device: torch.device, make: Callable[[], Features]) -> Features:
-    """The features of a key, on a device; made if they are not there. Without a key they are always made."""
+def lookup_or_make(model: Any, key: Hashable | None, limit: int, device: torch.device, make: Callable[[], Features]) -> Features:
+    """The features of a key, on a device; made if they are not in the store. Without a key they are always made."""
     found = None if key is None or limit <= 0 else store().get(model, key)
     if found is not None:
         return found.to(device)

@@ -1,4 +1,4 @@
-"""ControlNeXt's room: a map's colours, or any hint, added once to the features of the host's UNet (`py/am_adapter/model.py`)."""
+"""ControlNeXt on a UNet: a map's colours, or any hint image, added once to the features of the UNet (`py/am_adapter/model.py`)."""
 
 from __future__ import annotations
 
@@ -7,25 +7,29 @@ from dataclasses import dataclass, field
 from typing import Any
 from uuid import uuid4
 
+import comfy.hooks
 import comfy.utils
 import torch
 import torch.nn.functional as F
 from comfy.ldm.modules.diffusionmodules.openaimodel import Downsample
+from comfy.patcher_extension import WrappersMP
 from einops import rearrange
 from torch import Tensor
 
-from ...am_adapter.checkpoint import read_controlnext
+from ...am_adapter.checkpoint import parse_controlnext
 from ...am_adapter.model import ControlNeXt, ControlNeXtLayout, inject
 from ...semantic.semantic_map import SemanticMap
-from .. import folders, grids, hooks, networks
+from ...weight_files import read_weights
+from .. import folders, grids, hooks, inputs, networks
 from ..run import SamplingRun, current_run
 from ..schedule import PercentRange
+from . import files
 
-LOAD = "Load ControlNeXt"
+LOAD = files.LOAD_CONTROLNEXT
 NODE = "Apply ControlNeXt"
-LINK = "https://huggingface.co/Pbihao/ControlNeXt, or train one"
 PATCH = "input_block_patch_after_skip"
-EXEMPLAR_MAP = "exemplary_exemplar_map"  # in the options of a call that reads exemplars: their maps' colours, [n, 3, h, w]
+EXEMPLAR_MAP = "exemplary_exemplar_map"  # in the options of a pass over exemplars: their maps' colours, [n, 3, h, w]
+WEIGHTS_KEY = "exemplary_controlnext"  # of the wrappers that schedule UNet weights
 NO_UNET = "none"
 UNET_KINDS = ("increments", "replacement")
 
@@ -43,35 +47,42 @@ class LoadedControlNeXt:
 
 
 def load(file: str, unet_file: str = NO_UNET, unet_kind: str = UNET_KINDS[0]) -> LoadedControlNeXt:
-    """Read a ControlNeXt from the model folder am_adapter. Raises ValueError naming the file and what it is not."""
-    path = folders.path("am_adapter", file, LOAD, LINK)
-    try:
-        layout, weights = read_controlnext(comfy.utils.load_torch_file(path, safe_load=True))
-    except ValueError as error:
-        raise ValueError(f"{LOAD}: {file!r}: {error}") from error
-    except Exception as error:
-        raise ValueError(f"{LOAD}: {file!r} cannot be read ({error}). Download it again from {LINK}.") from error
-    unet = None
-    if unet_file != NO_UNET:
-        path = folders.path("am_adapter", unet_file, LOAD, LINK)
-        read = comfy.utils.load_torch_file(path, safe_load=True)
-        # Not every device takes tensors of eight bits.
-        unet = {key: weight.half() if weight.dtype.itemsize == 1 else weight for key, weight in read.items()}
+    """Load a ControlNeXt from the model folder am_adapter. Raises ValueError naming the file, what it is and what to do."""
+    inputs.check_choice(unet_kind, LOAD, "unet_weights", UNET_KINDS)
+    layout, weights = files.load(file, LOAD, lambda tensors, metadata: parse_controlnext(tensors))
+    unet = None if unet_file == NO_UNET else _load_unet(unet_file)
     return LoadedControlNeXt(networks.load(ControlNeXt, weights, layout), layout, file, unet, unet_kind)
+
+
+def _load_unet(file: str) -> dict[str, Tensor]:
+    """The UNet weights that were trained with a ControlNeXt, under the names in their file."""
+    path = folders.path(files.FOLDER, file, LOAD, files.LINKS[LOAD])
+    try:
+        read = read_weights(path).tensors
+    except ValueError as error:
+        raise ValueError(f"{LOAD}: unet_file: {error}") from error
+    odd = [name for name, weight in read.items() if not weight.is_floating_point()]
+    if odd or not read:
+        found = f"{inputs.list_names(odd)} are not floating point numbers" if odd else "it contains no tensors"
+        raise ValueError(
+            f"{LOAD}: unet_file {file!r} is not a file of UNet weights: {found}. Choose the UNet file of this ControlNeXt, or none."
+        )
+    # Not every device supports tensors of eight bits.
+    return {name: weight.half() if weight.dtype.itemsize == 1 else weight for name, weight in read.items()}
 
 
 @dataclass(frozen=True, eq=False)
 class ControlNeXtPatch:
-    """Host patch (`input_block_patch_after_skip`): the features of one block, with the control in their own mean and deviation.
+    """Host patch (`input_block_patch_after_skip`): adds the control to the features of one block, in their own mean and deviation.
 
     Args:
-        hint: [b, 3, h, w], 0..1. shows_classes: it is a semantic map, so exemplars are read with theirs.
+        hint: [b, 3, h, w], 0..1. is_semantic_map: the pass over exemplars then gets their own maps.
         block: number of the input block after which it is added, the first that halves the size.
     """
 
     control: LoadedControlNeXt
     hint: Tensor
-    shows_classes: bool
+    is_semantic_map: bool
     strength: float
     percent: PercentRange
     block: int
@@ -85,7 +96,7 @@ class ControlNeXtPatch:
             raise grids.batch_error(NODE, "the hint", self.hint.shape[0], latents)
 
     def token(self, options: dict) -> tuple | None:
-        """What the features of an exemplar depend on here; None while it does not act."""
+        """What the features of an exemplar depend on in this patch; None while it does not act."""
         run = current_run(options)
         if run is None or not run.inside(self.percent, options):
             return None
@@ -100,24 +111,25 @@ class ControlNeXtPatch:
             return inject(h, self._control(run, options, hint, h), self.strength)
         found = grids.chunks(options, h.shape[0])
         if found is None:
-            run.warn_once(f"{NODE}: another node rearranges the rows of a call; the hint is not applied there.")
+            run.warn_once(f"{NODE}: another node multiplies the rows of a call; the hint is not applied there.")
             return h
         parts = []
         for chunk, first, last, _ in found:
             view = grids.chunk_view(run, options, chunk)
             if view is None:
                 run.warn_once(
-                    f"{NODE}: the model is given a part of the picture (a tiled sampler?), whose place is unknown; the hint is not applied."
+                    f"{NODE}: a model call processes a part of the image (a tiled sampler?) whose position is unknown; the hint is not "
+                    "applied there."
                 )
                 return h
-            control = self._seen(run, options, view, h)
+            control = self._control_of_view(run, options, view, h)
             if control.shape[0] > 1:
                 control = control[list(grids.frame_indices(options, last - first))]
             parts.append(inject(h[first:last], control, self.strength))
         return torch.cat(parts)
 
-    def _seen(self, run: SamplingRun, options: dict, view: grids.View, h: Tensor) -> Tensor:
-        """The control of a view of the hint, made once per noise level."""
+    def _control_of_view(self, run: SamplingRun, options: dict, view: grids.View, h: Tensor) -> Tensor:
+        """The control of a view of the hint, computed once per noise level."""
         latest: dict = run.get_or_make((self, "control"), dict)
         key = (run.sigma(options), view, h.dtype, tuple(options["original_shape"][-2:]))
         if key not in latest:
@@ -136,9 +148,9 @@ class ControlNeXtPatch:
 
 
 def controls_of(options: dict) -> Iterator[ControlNeXtPatch]:
-    """The ControlNeXts of a call that can show an exemplar's map as well."""
+    """The ControlNeXts of a call whose hint is a semantic map, so that exemplars can be processed with their own."""
     for patch in options.get("patches", {}).get(PATCH, ()):
-        if isinstance(patch, ControlNeXtPatch) and patch.shows_classes:
+        if isinstance(patch, ControlNeXtPatch) and patch.is_semantic_map:
             yield patch
 
 
@@ -151,44 +163,36 @@ def apply(
     start_percent: float = 0.0,
     end_percent: float = 1.0,
 ) -> Any:
-    """A MODEL that follows the hint. The given one is not changed; with nothing to do it is returned as it is.
+    """A MODEL that follows the hint. The given one is not changed; it is returned if nothing would act.
 
     Raises:
         ValueError: before anything is sampled, naming what was found and what to do.
     """
     percent = PercentRange.checked(start_percent, end_percent, NODE)
-    if not 0.0 <= strength <= 10.0:  # also refuses NaN
-        raise ValueError(f"{NODE}: strength is {strength}; it must be a number from 0 to 10.")
+    inputs.check_number(strength, NODE, "strength", 0.0, 10.0)
     if (semantic_map is None) == (image is None):
-        both = "both are" if image is not None else "none is"
-        raise ValueError(f"{NODE}: connect semantic_map or image, one of them; {both} connected.")
-    block, channels = _place(model)
+        both = "both are" if image is not None else "neither is"
+        raise ValueError(f"{NODE}: {both} connected; connect either semantic_map or image.")
+    block, channels = _injection_point(model)
     if channels != control.layout.out_channels:
         raise ValueError(
             f"{NODE}: {control.file!r} adds {control.layout.out_channels} channels, but this MODEL ({hooks.model_name(model)}) has "
-            f"{channels} there. Files with 320 are for Stable Diffusion 1.5; load the checkpoint that the file was trained for."
+            f"{channels} in this layer. Files with 320 are for Stable Diffusion 1.5; load the checkpoint that the file was trained for."
         )
     if strength == 0.0 or percent.empty:
         return model
-    drawn = _checked(image) if image is not None else semantic_map.to_image()  # type: ignore[union-attr]
+    drawn = inputs.check_image(image, NODE, "image") if image is not None else semantic_map.to_image()  # type: ignore[union-attr]
     hint = rearrange(drawn, "b h w c -> b c h w")
     patch = ControlNeXtPatch(control, hint, semantic_map is not None, strength, percent, block)
     clone = hooks.install_list_patch(model, PATCH, patch)
     networks.serve(clone, "exemplary_controlnext", [control.patcher])
     if control.unet is not None:
-        _change_unet(clone, control, strength)
+        _patch_unet(clone, control, strength, percent)
     return clone
 
 
-def _checked(image: Tensor) -> Tensor:
-    """[b, h, w, 3] in 0..1 of any IMAGE."""
-    if not bool(torch.isfinite(image).all()):
-        raise ValueError(f"{NODE}: the image holds values that are no numbers (NaN or infinity). Look at the node it comes from.")
-    return (image.expand(*image.shape[:3], 3) if image.shape[-1] == 1 else image[..., :3]).detach().float().clamp(0, 1)
-
-
 def first_halving(unet: Any) -> tuple[int, int] | None:
-    """(number of the first input block that halves the size, its channels): there a control is added. None if the network is no UNet."""
+    """(number of the first input block that halves the size, its channels): where a control is added. None if the network is not a UNet."""
     for number, block in enumerate(getattr(unet, "input_blocks", ())):
         for layer in block:
             if isinstance(layer, Downsample):
@@ -196,7 +200,7 @@ def first_halving(unet: Any) -> tuple[int, int] | None:
     return None
 
 
-def _place(model: Any) -> tuple[int, int]:
+def _injection_point(model: Any) -> tuple[int, int]:
     found = first_halving(model.get_model_object("diffusion_model"))
     if found is None:
         raise ValueError(
@@ -206,18 +210,65 @@ def _place(model: Any) -> tuple[int, int]:
     return found
 
 
-def _change_unet(clone: Any, control: LoadedControlNeXt, strength: float) -> None:
-    """Patch the weights that were trained with a ControlNeXt, given by diffusers' names or the host's."""
-    names = comfy.utils.unet_to_diffusers(clone.model.model_config.unet_config)
-    own = set(clone.model_state_dict())
+def _patch_unet(clone: Any, control: LoadedControlNeXt, strength: float, percent: PercentRange) -> None:
+    """Patch the weights that were trained with a ControlNeXt, for the whole of sampling or for a part of it."""
+    patches = _unet_patches(clone, control)
+    if percent == PercentRange():
+        clone.add_patches(patches, strength)
+        return
+    hook = comfy.hooks.WeightHook()
+    clone.add_hook_patches(hook, patches, strength)
+    clone.add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, WEIGHTS_KEY, ScheduledWeights(hook, percent))
+
+
+@dataclass(frozen=True, eq=False)
+class ScheduledWeights:
+    """CALC_COND_BATCH wrapper: inside a part of sampling all conditions get a hook, with which the host swaps the weights."""
+
+    hook: Any
+    percent: PercentRange
+
+    def __deepcopy__(self, memo: dict) -> ScheduledWeights:
+        return self
+
+    def __call__(self, executor: Any, *args: Any, **kwargs: Any) -> Any:
+        model, conds, x, timestep, model_options = args
+        run = current_run(model_options.get("transformer_options", {}))
+        if run is not None and run.inside(self.percent, {"sigmas": timestep}):
+            conds = [None if found is None else [self._with_hook(run, condition) for condition in found] for found in conds]
+        return executor(model, conds, x, timestep, model_options, **kwargs)
+
+    def _with_hook(self, run: SamplingRun, condition: dict) -> dict:
+        hooks_of_condition = condition.get("hooks")
+
+        def make() -> Any:
+            group = comfy.hooks.HookGroup()
+            for hook in [] if hooks_of_condition is None else hooks_of_condition.hooks:
+                group.add(hook)
+            group.add(self.hook)
+            return group
+
+        # Conditions are only batched if they have the same group.
+        return {**condition, "hooks": run.get_or_make((self, "hooks", hooks_of_condition), make)}
+
+
+def _unet_patches(model: Any, control: LoadedControlNeXt) -> dict[str, tuple[str, tuple[Tensor]]]:
+    """The host's patches of UNet weights under diffusers' names or the host's. Raises ValueError if they do not fit the model."""
+    names = comfy.utils.unet_to_diffusers(model.model.model_config.unet_config)
+    weights = model.model_state_dict()
     patches = {}
     for name, weight in (control.unet or {}).items():
         key = f"diffusion_model.{names.get(name, name.removeprefix('model.diffusion_model.'))}"
-        if key in own:
+        if key in weights:
+            if weights[key].shape != weight.shape:
+                raise ValueError(
+                    f"{NODE}: {name} of the UNet file of {control.file!r} has the shape {list(weight.shape)}, but this MODEL "
+                    f"({hooks.model_name(model)}) needs {list(weights[key].shape)}. Load the checkpoint that it was trained for, or choose none."
+                )
             patches[key] = ("diff" if control.unet_kind == UNET_KINDS[0] else "set", (weight,))
     if not patches:
         raise ValueError(
-            f"{NODE}: the UNet file of {control.file!r} fits no weight of this MODEL ({hooks.model_name(clone)}). "
+            f"{NODE}: the UNet file of {control.file!r} fits no weight of this MODEL ({hooks.model_name(model)}). "
             "Load the checkpoint that it was trained for, or choose none."
         )
-    clone.add_patches(patches, strength)
+    return patches

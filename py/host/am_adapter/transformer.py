@@ -20,7 +20,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from ...am_adapter.agreement import CORRECTED, Agreement, agreement
+from ...am_adapter.agreement import PAPER_FORMULAS, ClassAgreement, compare_classes
 from ...am_adapter.attention import Settings
 from ...joint.bias import NEVER
 from ...semantic.palettes import VOID
@@ -34,7 +34,7 @@ from ..run import SamplingRun
 from ..schedule import PercentRange
 from . import cache
 from .cache import Features
-from .exemplar import Pictures, features_key, read
+from .exemplar import EncodedExemplars, features_key, lookup_features
 from .inputs import Target
 
 HARD = ("hard_mask", "masactrl")
@@ -42,7 +42,7 @@ HARD = ("hard_mask", "masactrl")
 
 @dataclass(frozen=True, eq=False)
 class Reading:
-    """How exemplars are read beside one chunk of a model call; what `exemplar.read` needs of it."""
+    """How to run a model on exemplars beside one condition of a call, for `exemplar.lookup_features`."""
 
     call: ModelCall
     row: int
@@ -73,7 +73,7 @@ class Reading:
     def sigmas(self, sigma: float, count: int) -> Tensor:
         return torch.full((count,), sigma, device=self.like.device, dtype=torch.float32)
 
-    def read(self, pictures: Pictures, latent: Tensor, sigma: float, time_sigma: float | None = None) -> Features:
+    def record(self, exemplars: EncodedExemplars, latent: Tensor, sigma: float, time_sigma: float | None = None) -> Features:
         """Keys and values of latents [n, c, ...] of this noise level, and the way to the next one."""
         level = sigma if time_sigma is None else time_sigma
         found = recording.record(self.call, latent, level, *self.inputs)
@@ -98,14 +98,14 @@ class ExemplarImages(Contribution):
         super().before_run(run)
         cache.store().begin_run()
         latents = run.latent_shape[0]
-        for name, batch in (("target_map", self.target.labels), ("mask", self.target.where)):
+        for name, batch in (("target_map", self.target.labels), ("mask", self.target.mask)):
             if batch is not None and batch.shape[0] not in (1, latents):
                 raise batch_error(self.node, name, batch.shape[0], latents)
 
     def exemplars(self, run: SamplingRun, part: Rows, call: ModelCall) -> tuple[Exemplar, ...]:
         if call.arguments.get("c_concat") is not None:
             raise ValueError(_MORE_CHANNELS.format(node=self.node, model="a model with further image channels"))
-        features = read(Reading(call, part.rows.start, self.pictures.prompt), self.pictures, call.sigma)  # type: ignore[arg-type]
+        features = lookup_features(Reading(call, part.rows.start, self.pictures.prompt), self.pictures, call.sigma)  # type: ignore[arg-type]
         return tuple(self._exemplar(run, part, features, index) for index in range(len(self.pictures)))
 
     def _exemplar(self, run: SamplingRun, part: Rows, features: Features, index: int) -> Exemplar:
@@ -122,17 +122,19 @@ class ExemplarImages(Contribution):
         settings: Settings = self.settings
         labels = self.pictures.labels[index if len(self.pictures.labels) > 1 else 0][None]
         void = None if self.match_void else VOID
-        same = agreement(part_of(self.target.labels, part.view), labels, part.grid, grid, behaviour=CORRECTED, void=void)
+        same = compare_classes(
+            part_of(self.target.labels, part.view), labels, part.grid, grid, behaviour=PAPER_FORMULAS, void=void
+        )
         same = same.select(list(part.frames))
         share = torch.full(same.rows.shape[:2], settings.strength / len(self.pictures))
-        where = self.target.where_on(run, part.grid, part.view)
+        where = self.target.mask_on(run, part.grid, part.view)
         if where is not None:
             share = share * part.of(where)
         if settings.mode == "class_bias":
             share = share * math.exp(-settings.class_strength / 4)
         own = None
         if settings.mode in HARD:
-            same = same.hard()
+            same = same.harden()
             present = same.keys.amax(dim=1).float()
             share = share * (same.rows.float() @ rearrange(present, "b k -> b k 1")).squeeze(-1)
         if settings.mode == "masactrl":
@@ -142,7 +144,7 @@ class ExemplarImages(Contribution):
         return share, own, cells, keys
 
 
-def _class_factors(same: Agreement, settings: Settings) -> tuple[Tensor, Tensor]:
+def _class_factors(same: ClassAgreement, settings: Settings) -> tuple[Tensor, Tensor]:
     """What agreement adds to the logits, as factors [f, n, c] and [m, c]; c may be 0."""
     rows, keys = same.rows.float(), same.keys[0].float()
     parts = [(rows[..., :0], keys[:, :0])]
@@ -154,7 +156,7 @@ def _class_factors(same: Agreement, settings: Settings) -> tuple[Tensor, Tensor]
         never = torch.cat([NEVER * (1 - rows), torch.full_like(rows[..., :1], NEVER)], dim=-1)
         parts.append((never, torch.cat([keys, none], dim=1)))
     if settings.balance != 0.0:
-        parts.append((torch.full_like(rows[..., :1], settings.balance), same.balance()[0].float()[:, None]))
+        parts.append((torch.full_like(rows[..., :1], settings.balance), same.size_correction()[0].float()[:, None]))
     return torch.cat([part[0] for part in parts], dim=-1), torch.cat([part[1] for part in parts], dim=-1)
 
 
@@ -180,7 +182,7 @@ def check(model: Any, node: str, adapter: Any, mode: str) -> None:
 
 def apply(
     model: Any,
-    pictures: Pictures,
+    pictures: EncodedExemplars,
     target: Target,
     settings: Settings,
     percent: PercentRange,
@@ -199,5 +201,5 @@ def apply(
     height, width = (side - side % patch for side in pictures.latents.shape[-2:])
     pictures = replace(pictures, latents=pictures.latents[..., :height, :width])  # whole patches only
     clone = install(model, ExemplarImages(node, percent, (), pictures, target, settings, match_void))
-    cache.attend_to_memory(clone)
+    cache.register_store(clone)
     return clone

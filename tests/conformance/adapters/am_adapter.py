@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 
-from ....py.am_adapter.agreement import UPSTREAM, agreement
-from ....py.am_adapter.attention import Exemplar, Settings, augmented_attention, match, matching_grid, self_attention
+from ....py.am_adapter.agreement import PUBLISHED_CODE, compare_classes
+from ....py.am_adapter.attention import Exemplar, Settings, augmented_attention, match_tokens, matching_grid
 from ....py.am_adapter.model import ControlNeXt, Encoder, MatcherLayout, inject
 from ..registry import register
 
@@ -15,7 +15,7 @@ UNCOND, COND = 0, 1
 
 
 def encoder(weights, config):
-    """The encoder that a case names, alone: a case has the weights of no other."""
+    """The encoder that a case names; a case has no other weights."""
     prefix = f"encoders.{config['encoder']}."
     network = Encoder(MatcherLayout())
     network.load_state_dict({key[len(prefix) :]: value for key, value in weights.items() if key.startswith(prefix)})
@@ -27,7 +27,7 @@ def matcher(weights, inputs, config):
     network = encoder(weights, config)
     y, x = inputs["corr"].shape[2:4]
     volume = rearrange(inputs["corr"], "b c qy qx y x -> b (qy qx) c y x")
-    phi = network.in_chunks(lambda rows: volume[:, rows], volume.shape[1], 5).read()
+    phi = network.forward_in_chunks(lambda rows: volume[:, rows], volume.shape[1], 5).decode()
     torch.testing.assert_close(phi, network(volume), rtol=0, atol=1e-5)
     return {"phi": rearrange(phi, "b (qy qx) c y x -> b c qy qx y x", qy=y, qx=x)}
 
@@ -42,8 +42,11 @@ def layer(weights, inputs, config, mode, *, agreed=None, found=None):
     q, k, v = (project(weights, name, n) for name in "qkv")
     keys, values = project(weights, "k", r), project(weights, "v", r)
     exemplar = Exemplar(keys[COND:], values[COND:], agreed, found)
-    before = self_attention(q, k, v, config["heads"], [COND], [exemplar], Settings(mode))
-    # The unconditional row before it is replaced: without the matcher's bias, which upstream sets to zero there, but hard-masked.
+    # As in a slot: the host's attention for the unconditional row, the augmented one for the conditional row.
+    plain = augmented_attention(q[:COND], k[:COND], v[:COND], config["heads"], [])
+    changed = augmented_attention(q[COND:], k[COND:], v[COND:], config["heads"], [exemplar], Settings(mode))
+    before = torch.cat([plain, changed])
+    # The unconditional row before it is replaced: without the matcher's bias, which the published code sets to zero there, but hard-masked.
     first = Exemplar(keys[:COND], values[:COND], agreed)
     alike = Settings("concat_only" if mode == "matcher" else mode)
     return {
@@ -64,11 +67,11 @@ def side(config):
 @register("am_adapter", "am_aug")
 def augmented(weights, inputs, config):
     grid = (side(config), side(config))
-    small = matching_grid(grid, UPSTREAM)
-    agreed = agreement(*labels(inputs), small, small, behaviour=UPSTREAM)
+    small = matching_grid(grid, PUBLISHED_CODE)
+    agreed = compare_classes(*labels(inputs), small, small, behaviour=PUBLISHED_CODE)
     q, keys = project(weights, "q", inputs["n"]), project(weights, "k", inputs["r"])
-    found = match(encoder(weights, config), q, keys, config["heads"], agreed, grid, grid, behaviour=UPSTREAM)
-    p = found.activation
+    found = match_tokens(encoder(weights, config), q, keys, config["heads"], agreed, grid, grid, behaviour=PUBLISHED_CODE)
+    p = found.activation()
     return {
         **layer(weights, inputs, config, "matcher", found=found.select([COND])),
         "match_max": found.peak[COND],
@@ -81,7 +84,7 @@ def augmented(weights, inputs, config):
 @register("am_adapter", "am_hardmask")
 def hard_mask(weights, inputs, config):
     grid = (side(config), side(config))
-    agreed = agreement(*labels(inputs), grid, grid, behaviour=UPSTREAM)
+    agreed = compare_classes(*labels(inputs), grid, grid, behaviour=PUBLISHED_CODE)
     return layer(weights, inputs, config, "hard_mask", agreed=agreed)
 
 
