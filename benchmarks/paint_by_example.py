@@ -1,6 +1,6 @@
 """Paint by Example: our nodes against diffusers' pipeline on the same random weights, and what loading a large training checkpoint costs.
 
-Both run ten steps with guidance on the same image, from files on the disk: on a small UNet of Stable Diffusion's widths, and (not when quick)
+Both run ten steps with guidance on the same picture, from files on the disk: on a small UNet of Stable Diffusion's widths, and (not when quick)
 on one of its full size. The host reads with PyTorch's attention, as diffusers does, and as the host itself does on graphics cards; the other one,
 its habit on processors, needs far more time and memory at the full size. Time is processor time of a run with everything loaded, memory what it
 needs beyond that. Of loading it is the process's own memory; pages of mapped files, which the system may drop at any time, are counted apart:
@@ -19,8 +19,7 @@ import torch
 from comfy.ldm.modules.attention import attention_pytorch
 from pack.benchmarks.measure import peak_growth, seconds
 from pack.py.host import folders
-from pack.py.host.paint_by_example import loader as paint_by_example
-from pack.py.host.paint_by_example import prepare as paint_by_example_stitch
+from pack.py.host.paint_by_example import conditioning, loader, prepare
 from pack.tests.host import exemplars
 
 STEPS, CFG = 10, 5.0
@@ -66,14 +65,14 @@ def _against_pipeline(folder: Path, title: str, widths: tuple[int, ...], depth: 
         )
 
     def ours() -> Callable[[], object]:
-        model, encoder, _ = paint_by_example.load("published.ckpt")
+        model, encoder, _ = loader.load("published.ckpt")
         options = model.model_options["transformer_options"]
         options["optimized_attention_override"] = lambda _, *args, **more: attention_pytorch(*args, **more)
 
         def run() -> None:
-            positive, negative = paint_by_example.condition(encoder, exemplar)
-            positive, negative, latent, _ = paint_by_example_stitch.prepare(
-                positive, negative, vae, image, mask, width=side, height=side, crop="whole image"
+            positive, negative = conditioning.make_conditioning(encoder, exemplar)
+            positive, negative, latent, _ = prepare.prepare(
+                positive, negative, vae, image, mask, width=side, height=side, crop="whole picture"
             )
             noise = comfy.sample.prepare_noise(latent["samples"], 0)
             comfy.sample.sample(
@@ -104,7 +103,7 @@ def _loading(folder: Path) -> Iterator[dict]:
     torch.save({"state_dict": state, "optimizer_states": [{"state": {0: {"exp_avg": rest}}}]}, path)
     size = path.stat().st_size
     del state, rest
-    _, memory, mapped = _measured(lambda: paint_by_example.load(path.name))
+    _, memory, mapped = _measured(lambda: loader.load(path.name))
     name = f"Paint by Example, loading a checkpoint of {size / 1e9:.1f} GB of which {kept / 1e6:.0f} MB are needed"
     yield _at_most(f"{name}: peak memory against what is kept", [memory, kept], MOST_LOADED)
     yield _at_most(f"{name}: read from the file against what is kept", [mapped, kept], MOST_LOADED)

@@ -1,4 +1,4 @@
-"""A face, or anything else, out of a photo for an editor of another size."""
+"""Crop a face, or anything else, to the size that an editor works on."""
 
 from __future__ import annotations
 
@@ -14,15 +14,19 @@ class ExemplaryCropToEdit(io.ComfyNode):
         return io.Schema(
             node_id="ExemplaryCropToEdit",
             display_name="Crop to Edit",
-            category="exemplary/ca2-sis",
+            category="exemplary/CA2-SIS",
             description=(
-                "Cuts a window around what a mask shows to the size that an editor works on, such as a face in a photo for CA2-SIS. "
-                "Stitch puts the result back; outside of the mask and its feather the photo stays as it was."
+                "Crops a window around a mask to the size that an editor works on, such as a face in a photo for CA2-SIS. "
+                "Stitch pastes the result back; outside of the mask and its feather the image does not change."
             ),
             inputs=[
-                io.Image.Input("image", tooltip="The photo, or several."),
+                io.Image.Input("image", tooltip="Image to edit, or several."),
                 io.Mask.Input(
-                    "mask", tooltip="What is edited: the face with its hair. Only there, and in the feather, pixels change."
+                    "mask",
+                    tooltip=(
+                        "Mask of what is edited, such as the face with its hair. Only pixels in it and in the feather change. "
+                        "An image whose mask is empty passes through unchanged."
+                    ),
                 ),
                 io.Int.Input("width", default=256, min=64, max=8192, step=8, tooltip="Width that the editor works on."),
                 io.Int.Input("height", default=256, min=64, max=8192, step=8, tooltip="Height that the editor works on."),
@@ -32,23 +36,25 @@ class ExemplaryCropToEdit(io.ComfyNode):
                     min=0.0,
                     max=10.0,
                     step=0.05,
-                    tooltip="Room on each side, in sizes of what the mask shows. 0.3 suits CelebAMask-HQ.",
+                    tooltip="Margin on each side, in sizes of the mask's bounding box. 0.3 matches CelebAMask-HQ.",
                 ),
-                io.Int.Input("grow", default=0, min=0, max=512, tooltip="Pixels of the photo by which the mask is widened."),
+                io.Int.Input("grow", default=0, min=0, max=512, tooltip="Pixels of the image by which the mask is grown."),
                 io.Int.Input(
                     "feather",
                     default=12,
                     min=0,
                     max=512,
-                    tooltip="Pixels around the mask over which the result fades into the photo.",
+                    tooltip="Pixels around the mask over which the result fades into the image.",
                 ),
                 io.Combo.Input(
                     "align",
                     options=list(host.ALIGNMENTS),
                     default=host.UPRIGHT,
-                    tooltip="by the eyes: turn the window until the eyes of the map are level, as in the pictures that faces are trained on.",
+                    tooltip="by the eyes: rotates the window so that the eyes of the masked face are level. Needs semantic_map.",
                 ),
-                SemanticMapType.Input("semantic_map", optional=True, tooltip="Of the whole photo; it is cut in the same way."),
+                SemanticMapType.Input(
+                    "semantic_map", optional=True, tooltip="Semantic map of the whole image; it is cropped in the same way."
+                ),
             ],
             outputs=[
                 io.Image.Output(display_name="image"),
@@ -61,7 +67,7 @@ class ExemplaryCropToEdit(io.ComfyNode):
     @classmethod
     def execute(cls, image, mask, width, height, context, grow, feather, align, semantic_map=None) -> io.NodeOutput:
         return io.NodeOutput(
-            *host.crop(
+            *host.crop_to_edit(
                 image,
                 mask,
                 semantic_map,

@@ -1,55 +1,56 @@
-"""The thing of one picture in a hole of another (Paint by Example, arXiv 2211.13227)."""
+"""The object of one image in a hole of another (Paint by Example, arXiv 2211.13227)."""
 
 from __future__ import annotations
 
 from comfy_api.latest import io
 
+from ..py.host import crop as crop_host
 from ..py.host import folders
-from ..py.host.paint_by_example import context as context_host
-from ..py.host.paint_by_example import loader as host
-from ..py.host.paint_by_example import prepare as stitch_host
-from ..py.imaging.crop import MASK_RESIZES
-from ..py.paint_by_example.exemplar import FILLS, FITS
+from ..py.host.paint_by_example import conditioning, context, loader, prepare
+from ..py.imaging.masks import MASK_RESIZES
+from ..py.paint_by_example.exemplar import COURSES, FILLS, FITS
 from ..py.paint_by_example.shapes import EXTENSION, JITTER, SHAPES
 from .types import ExemplarEncoderType, StitchType
+
+CATEGORY = "exemplary/Paint by Example"
 
 
 def _fraction(name: str, default: float, tooltip: str, most: float = 1.0, step: float = 0.01) -> io.Float.Input:
     return io.Float.Input(name, default=default, min=0.0, max=most, step=step, tooltip=tooltip)
 
 
-def _choice(name: str, options: tuple[str, ...], tooltip: str, default: str | None = None) -> io.Combo.Input:
-    return io.Combo.Input(name, options=list(options), default=default or options[0], tooltip=tooltip)
+def _choice(name: str, options: tuple[str, ...], tooltip: str) -> io.Combo.Input:
+    return io.Combo.Input(name, options=list(options), default=options[0], tooltip=tooltip)
 
 
 class ExemplaryLoadPaintByExample(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        files = folders.files(host.FOLDER)
+        files = folders.files(loader.FOLDER)
         return io.Schema(
             node_id="ExemplaryLoadPaintByExample",
             display_name="Load Paint by Example",
-            category="exemplary/paint by example",
+            category=CATEGORY,
             description=(
-                "The model that paints the thing of one picture into a hole of another (Paint by Example, arXiv 2211.13227), its exemplar "
+                "Loads the model that paints the object of one image into a hole of another (Paint by Example, arXiv 2211.13227), its exemplar "
                 "encoder and its VAE: the published checkpoint, the same as safetensors, or the diffusers folder."
             ),
             inputs=[
                 io.Combo.Input(
                     "file",
                     options=files,
-                    tooltip="From models/paint_by_example. Of a diffusers folder choose any file; its neighbours are found.",
+                    tooltip="File in models/paint_by_example. For a diffusers folder choose any of its files; the others are found.",
                 ),
                 io.Combo.Input(
                     "encoder_file",
-                    options=[host.SAME_FILE, *files],
-                    default=host.SAME_FILE,
-                    tooltip="Only if the exemplar encoder is a file of its own somewhere else.",
+                    options=[loader.SAME_FILE, *files],
+                    default=loader.SAME_FILE,
+                    tooltip="File of the exemplar encoder, if it is not part of the model's file or folder.",
                 ),
                 io.ClipVision.Input(
                     "clip_vision",
                     optional=True,
-                    tooltip="A CLIP ViT-L/14 to use instead of the copy in the file: it is the same tower, and then is in memory once.",
+                    tooltip="CLIP ViT-L/14 to use instead of the identical copy in the file, so that it is in memory only once.",
                 ),
             ],
             outputs=[
@@ -61,7 +62,7 @@ class ExemplaryLoadPaintByExample(io.ComfyNode):
 
     @classmethod
     def execute(cls, file, encoder_file, clip_vision=None) -> io.NodeOutput:
-        return io.NodeOutput(*host.load(file, encoder_file, clip_vision))
+        return io.NodeOutput(*loader.load(file, encoder_file, clip_vision))
 
 
 class ExemplaryExemplarConditioning(io.ComfyNode):
@@ -70,44 +71,58 @@ class ExemplaryExemplarConditioning(io.ComfyNode):
         return io.Schema(
             node_id="ExemplaryExemplarConditioning",
             display_name="Exemplar Conditioning",
-            category="exemplary/paint by example",
-            description="What to paint, shown by one or several pictures of it. Chain several of these for different exemplars or regions.",
+            category=CATEGORY,
+            description=(
+                "Makes conditioning from one or several reference images (exemplars) of an object. "
+                "Chain several of these nodes for different exemplars or regions."
+            ),
             inputs=[
                 ExemplarEncoderType.Input("encoder", tooltip="From Load Paint by Example."),
-                io.Image.Input("image", tooltip="One or several pictures of the thing."),
-                _fraction("strength", 1.0, "1 is the exemplar, 0 no exemplar at all; above 1 exaggerates.", 2.0, 0.05),
+                io.Image.Input("image", tooltip="Reference image of the object, or several."),
+                _fraction(
+                    "strength",
+                    1.0,
+                    "Strength of the exemplar: 0 has no effect, 1 is the published method, above 1 exaggerates.",
+                    2.0,
+                    0.05,
+                ),
                 _choice(
                     "fit",
                     FITS,
-                    "How the picture becomes a square. squash: as published; center_crop: as diffusers; pad: nothing is lost.",
+                    (
+                        "How the image is resized to a square. squash: as published; center_crop: as diffusers; "
+                        "pad: whole image, bars in the colour of fill (black for keep, blur)."
+                    ),
                 ),
-                _choice("fill", FILLS, "With a mask: what becomes of the rest of the exemplar's picture."),
-                io.Boolean.Input("crop", default=True, tooltip="With a mask: take only the rectangle around the thing."),
+                _choice("fill", FILLS, "Replaces the background around the masked object. keep: unchanged."),
+                io.Boolean.Input("crop", default=True, tooltip="Crops the image to the bounding box of the masked object."),
                 _choice(
                     "several",
-                    ("blend", "one per picture"),
-                    "What several exemplars do: blend into one thing, or one for each picture of the batch.",
+                    conditioning.SEVERAL,
+                    "For several images. blend: one object from all; one per picture: one exemplar for each latent of the batch.",
                 ),
                 io.String.Input(
                     "weights",
                     default="1",
-                    tooltip="How much each exemplar counts in the blend: one number, or one for each with commas.",
+                    tooltip="Weight of each exemplar in the blend: one number for all, or one for each, separated by commas.",
                 ),
-                _fraction("start_percent", 0.0, "Before this part of the sampling nothing is heard of the exemplar."),
-                _fraction("end_percent", 1.0, "After this part of the sampling nothing is heard of the exemplar."),
-                _choice("course", ("constant", "fade in", "fade out"), "How the strength goes between start and end."),
+                _fraction("start_percent", 0.0, "The exemplar has no effect before this point of the sampling."),
+                _fraction("end_percent", 1.0, "The exemplar has no effect after this point of the sampling."),
+                _choice("course", COURSES, "How the strength changes between start and end."),
                 io.Mask.Input(
                     "mask",
                     optional=True,
-                    tooltip="Where the thing is in the exemplar. A picture with transparency brings its own.",
+                    tooltip="Mask of the object in the image. Invert Load Image's MASK, which selects the transparent part. Not needed with alpha.",
                 ),
                 io.Mask.Input(
                     "region",
                     optional=True,
-                    tooltip="Only here, in the source picture, this exemplar counts; for several holes with a thing each.",
+                    tooltip="Limits this exemplar to a region of the source image; use one exemplar per hole.",
                 ),
                 io.Conditioning.Input(
-                    "positive", optional=True, tooltip="From another Exemplar Conditioning, which these exemplars join."
+                    "positive",
+                    optional=True,
+                    tooltip="Conditioning from another Exemplar Conditioning, to which these exemplars are added.",
                 ),
             ],
             outputs=[io.Conditioning.Output(display_name="positive"), io.Conditioning.Output(display_name="negative")],
@@ -132,7 +147,7 @@ class ExemplaryExemplarConditioning(io.ComfyNode):
         positive=None,
     ) -> io.NodeOutput:
         return io.NodeOutput(
-            *host.condition(
+            *conditioning.make_conditioning(
                 encoder,
                 image,
                 weights=weights,
@@ -157,32 +172,35 @@ class ExemplaryPaintByExamplePrepare(io.ComfyNode):
         return io.Schema(
             node_id="ExemplaryPaintByExamplePrepare",
             display_name="Paint by Example Prepare",
-            category="exemplary/paint by example",
-            description="Cuts a window around the hole to the size that the model works on, and tells the conditions what is around the hole.",
+            category=CATEGORY,
+            description="Crops a window around the hole to the size that the model works on, and adds the image around the hole to the conditioning.",
             inputs=[
                 io.Conditioning.Input("positive"),
                 io.Conditioning.Input("negative"),
                 io.Vae.Input("vae"),
-                io.Image.Input("image", tooltip="The source picture, or several."),
-                io.Mask.Input("mask", tooltip="The hole: where the thing is painted."),
+                io.Image.Input("image", tooltip="Source image, or several."),
+                io.Mask.Input(
+                    "mask",
+                    tooltip="Mask of the hole to paint. An image whose mask is empty passes through unchanged.",
+                ),
                 io.Int.Input(
                     "width",
                     default=512,
                     min=64,
                     max=8192,
                     step=8,
-                    tooltip="Width that the model works on; 512 is what it was trained with.",
+                    tooltip="Width that the model works on; it was trained with 512.",
                 ),
                 io.Int.Input("height", default=512, min=64, max=8192, step=8, tooltip="Height that the model works on."),
                 _choice(
                     "window",
-                    ("around the hole", "whole picture"),
-                    "What the model is shown. Around the hole, small holes are painted large.",
+                    crop_host.WINDOWS,
+                    "Part of the image that the model sees. around the hole enlarges small holes; whole picture uses the full image.",
                 ),
                 _fraction(
                     "context",
                     0.5,
-                    "Around the hole: how much of the picture is shown on each side, in sizes of the hole.",
+                    "Margin on each side of the hole, in sizes of the hole, for around the hole.",
                     10.0,
                     0.05,
                 ),
@@ -191,27 +209,29 @@ class ExemplaryPaintByExamplePrepare(io.ComfyNode):
                     default=4,
                     min=0,
                     max=512,
-                    tooltip="Pixels of the source by which the hole is widened before it is painted.",
+                    tooltip="Pixels of the source by which the hole is grown.",
                 ),
                 io.Int.Input(
                     "feather",
                     default=8,
                     min=0,
                     max=512,
-                    tooltip="Pixels around the hole over which the result fades into the source. Beyond them nothing changes.",
+                    tooltip="Pixels around the hole over which the result fades into the source. The image beyond them does not change.",
                 ),
                 _choice(
                     "latent",
-                    ("empty", "source"),
-                    "empty: as published, for a denoise of 1. source: start from the picture, for a denoise below 1.",
+                    prepare.LATENTS,
+                    "empty: as published, for a denoise of 1. source: the encoded image, for a denoise below 1.",
                 ),
                 _choice(
                     "mask_resize",
                     MASK_RESIZES,
-                    "How the hole becomes cells of the latent. nearest: as diffusers; cover: every cell that it touches.",
+                    "How the hole is resized to the latent grid. nearest: as diffusers; cover: every latent cell that the hole touches.",
                 ),
                 io.Boolean.Input(
-                    "noise_mask", default=False, tooltip="Put the source back around the hole at every step. Not as published."
+                    "noise_mask",
+                    default=False,
+                    tooltip="Keeps the source around the hole at every step. Not part of the published method.",
                 ),
             ],
             outputs=[
@@ -227,7 +247,7 @@ class ExemplaryPaintByExamplePrepare(io.ComfyNode):
         cls, positive, negative, vae, image, mask, width, height, window, context, grow, feather, latent, mask_resize, noise_mask
     ) -> io.NodeOutput:
         return io.NodeOutput(
-            *stitch_host.prepare(
+            *prepare.prepare(
                 positive,
                 negative,
                 vae,
@@ -252,31 +272,39 @@ class ExemplaryPaintByExampleContext(io.ComfyNode):
         return io.Schema(
             node_id="ExemplaryPaintByExampleContext",
             display_name="Paint by Example Context",
-            category="exemplary/paint by example",
+            category=CATEGORY,
             description=(
-                "Help where the method is weak: keep the structure that the source has in the hole, and listen more to what is around it. "
-                "Everything is off at 0, which is the published method."
+                "Adds the source image to the model where the method is weak: keeps the structure of what was in the hole, and attends more to "
+                "what is around it. All options are off at 0, which is the published method."
             ),
             inputs=[
-                io.Model.Input("model", tooltip="From Load Paint by Example."),
-                io.Vae.Input("vae", tooltip="The one that Prepare uses."),
-                StitchType.Input("stitch", tooltip="From Paint by Example Prepare."),
+                io.Model.Input("model", tooltip="MODEL of Load Paint by Example."),
+                io.Vae.Input("vae", tooltip="VAE that Paint by Example Prepare uses."),
+                StitchType.Input("stitch", tooltip="stitch of Paint by Example Prepare."),
                 _fraction(
                     "structure",
                     0.0,
-                    "The part of the sampling in which the hole follows the source: pose and layout stay. Try 0.2 to 0.4.",
+                    "Part of the sampling in which the hole follows the source, so that pose and layout stay. Typical: 0.2 to 0.4.",
                 ),
                 _fraction(
-                    "context_attention", 0.0, "How much more the hole looks at what is around it. Try 0.5 to 2.", 5.0, 0.05
+                    "context_attention", 0.0, "Makes the hole attend more to what is around it. Typical: 0.5 to 2.", 5.0, 0.05
                 ),
                 _fraction(
                     "source_reference",
                     0.0,
-                    "How much the hole reads the source as it was, by a second pass of the model in each step.",
+                    "Makes the hole attend to the unmasked source, by a second model pass in each step.",
                 ),
-                _fraction("ring_style", 0.0, "How far contrast and tone of the hole follow the ring around it."),
-                _fraction("start_percent", 0.0, "Where the last three begin."),
-                _fraction("end_percent", 1.0, "Where the last three end."),
+                _fraction("ring_style", 0.0, "Matches contrast and tone of the hole to the ring around it."),
+                _fraction(
+                    "start_percent",
+                    0.0,
+                    "The last three options have no effect before this point of the sampling.",
+                ),
+                _fraction(
+                    "end_percent",
+                    1.0,
+                    "The last three options have no effect after this point of the sampling.",
+                ),
             ],
             outputs=[io.Model.Output()],
         )
@@ -286,7 +314,7 @@ class ExemplaryPaintByExampleContext(io.ComfyNode):
         cls, model, vae, stitch, structure, context_attention, source_reference, ring_style, start_percent, end_percent
     ) -> io.NodeOutput:
         return io.NodeOutput(
-            context_host.apply(
+            context.apply(
                 model,
                 vae,
                 stitch,
@@ -306,23 +334,29 @@ class ExemplaryStitch(io.ComfyNode):
         return io.Schema(
             node_id="ExemplaryStitch",
             display_name="Stitch",
-            category="exemplary/paint by example",
-            description="Puts the painted window back. Outside of the widened, feathered hole the picture is the source's, bit for bit.",
+            category=CATEGORY,
+            description="Pastes a result back into its image. Outside of the grown and feathered mask the image is the source, bit for bit.",
             inputs=[
-                io.Image.Input("image", tooltip="The decoded result."),
-                StitchType.Input("stitch", tooltip="From Paint by Example Prepare."),
+                io.Image.Input("image", tooltip="Decoded result."),
+                StitchType.Input("stitch", tooltip="stitch of Paint by Example Prepare or Crop to Edit."),
                 _fraction(
                     "colour_match",
                     0.0,
-                    "Bring the colours of the result to those of the source, measured in a ring around the hole.",
+                    "Matches the colours of the result to those of the source, measured in a ring around the hole.",
+                ),
+                io.Boolean.Input(
+                    "together",
+                    default=False,
+                    optional=True,
+                    tooltip="With several masks of one image: pastes all results into one copy of the image, instead of one copy each.",
                 ),
             ],
             outputs=[io.Image.Output()],
         )
 
     @classmethod
-    def execute(cls, image, stitch, colour_match) -> io.NodeOutput:
-        return io.NodeOutput(stitch_host.stitch(image, stitch, colour_match))
+    def execute(cls, image, stitch, colour_match, together=False) -> io.NodeOutput:
+        return io.NodeOutput(crop_host.stitch(image, stitch, colour_match, together))
 
 
 class ExemplaryMaskShape(io.ComfyNode):
@@ -331,11 +365,13 @@ class ExemplaryMaskShape(io.ComfyNode):
         return io.Schema(
             node_id="ExemplaryMaskShape",
             display_name="Mask Shape",
-            category="exemplary/paint by example",
-            description="The mask shapes that Paint by Example was trained with: an extended box, or curves around one, with ragged edges.",
+            category=CATEGORY,
+            description="Draws the mask shapes of Paint by Example's training: an extended box, or curves around a box with jittered corners.",
             inputs=[
-                io.Int.Input("width", default=512, min=8, max=8192, tooltip="Width of the mask. A connected mask has its own."),
-                io.Int.Input("height", default=512, min=8, max=8192, tooltip="Height of the mask. A connected mask has its own."),
+                io.Int.Input("width", default=512, min=8, max=8192, tooltip="Width of the mask. Ignored if a mask is connected."),
+                io.Int.Input(
+                    "height", default=512, min=8, max=8192, tooltip="Height of the mask. Ignored if a mask is connected."
+                ),
                 _fraction("x", 0.25, "Left edge of the box, 0 to 1."),
                 _fraction("y", 0.25, "Upper edge of the box, 0 to 1."),
                 _fraction("box_width", 0.5, "Width of the box, 0 to 1."),
@@ -343,19 +379,30 @@ class ExemplaryMaskShape(io.ComfyNode):
                 _choice(
                     "shape",
                     SHAPES,
-                    "bezier: curves around the box. rectangle: the extended box. either: one of them by chance, as in training.",
+                    "bezier: curves around the box. rectangle: the extended box. either: one of the two at random, as in training.",
                 ),
                 _fraction(
-                    "extension", EXTENSION, "How far a side may move outwards, as a part of the room to the picture's edge."
+                    "extension",
+                    EXTENSION,
+                    "Largest distance by which a side moves outwards, as a fraction of its distance to the image's edge.",
                 ),
                 io.Int.Input(
-                    "jitter", default=JITTER, min=0, max=100, tooltip="Pixels by which each corner of a curve is moved at random."
+                    "jitter",
+                    default=JITTER,
+                    min=0,
+                    max=100,
+                    tooltip="Largest random offset of each corner of a curve, in pixels.",
                 ),
                 io.Int.Input(
-                    "seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=True, tooltip="Of the shape."
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=0xFFFFFFFFFFFFFFFF,
+                    control_after_generate=True,
+                    tooltip="Seed for the random shape.",
                 ),
-                io.Int.Input("count", default=1, min=1, max=64, tooltip="Number of masks."),
-                io.Mask.Input("mask", optional=True, tooltip="Instead of the box: the rectangle around what this shows."),
+                io.Int.Input("count", default=1, min=1, max=64, tooltip="Number of masks, for each connected mask."),
+                io.Mask.Input("mask", optional=True, tooltip="Replaces the box by the bounding box of this mask."),
             ],
             outputs=[io.Mask.Output()],
         )
@@ -365,7 +412,7 @@ class ExemplaryMaskShape(io.ComfyNode):
         cls, width, height, x, y, box_width, box_height, shape, extension, jitter, seed, count, mask=None
     ) -> io.NodeOutput:
         box = (x, y, x + box_width, y + box_height)
-        return io.NodeOutput(stitch_host.mask_shape(box, width, height, shape, extension, jitter, seed, count, mask))
+        return io.NodeOutput(prepare.make_mask_shapes(box, width, height, shape, extension, jitter, seed, count, mask))
 
 
 NODES = [

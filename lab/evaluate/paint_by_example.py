@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from ...py.host import folders
-from ...py.host.paint_by_example import loader as paint_by_example
-from ...py.host.paint_by_example import prepare as paint_by_example_stitch
-from ...py.imaging.crop import grown
+from ...py.host.crop import stitch
+from ...py.host.paint_by_example import conditioning, loader, prepare
+from ...py.imaging.masks import grow_mask
 from ..playground.paint_by_example_networks import FILE
 from . import placing
 from .placing import Placing
@@ -29,13 +29,13 @@ class Placer:
 
     def __init__(self) -> None:
         folders.register()
-        self.model, self.encoder, self.vae = paint_by_example.load(FILE.name)
+        self.model, self.encoder, self.vae = loader.load(FILE.name)
 
     def place(self, one: Placing, seed: int) -> tuple[Tensor, Any]:
         """An image [1, h, w, 3] and its cut."""
         exemplar = torch.from_numpy(one.exemplar)[None].float() / 255
-        positive, negative = paint_by_example.condition(self.encoder, exemplar)
-        positive, negative, latent, cut = paint_by_example_stitch.prepare(
+        positive, negative = conditioning.make_conditioning(self.encoder, exemplar)
+        positive, negative, latent, cut = prepare.prepare(
             positive,
             negative,
             self.vae,
@@ -50,7 +50,7 @@ class Placer:
         out = comfy.sample.sample(
             self.model, noise, STEPS, CFG, SAMPLER, SCHEDULER, positive, negative, latent["samples"], seed=seed, disable_pbar=True
         )
-        return paint_by_example_stitch.stitch(self.vae.decode(out), cut), cut
+        return stitch(self.vae.decode(out), cut), cut
 
 
 def figures(quick: bool) -> Iterator[dict]:
@@ -62,7 +62,7 @@ def figures(quick: bool) -> Iterator[dict]:
         pictures = []
         for one, seed in zip(placings, seeds):
             picture, cut = placer.place(one, seed)
-            outside = grown(one.hole[None], GROW + FEATHER) == 0
+            outside = grow_mask(one.hole[None], GROW + FEATHER) == 0
             touched.append(float((picture[outside] != cut.source[outside]).any()))
             pictures.append(picture)
         return torch.cat(pictures).movedim(-1, 1).clamp(0, 1)

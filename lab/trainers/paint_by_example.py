@@ -15,12 +15,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...py.host import folders
-from ...py.host.paint_by_example import loader
-from ...py.imaging import crop
+from ...py.host.paint_by_example import conditioning, loader
+from ...py.imaging import crop, masks
 from ...py.paint_by_example import checkpoint, shapes
-from ...py.paint_by_example.exemplar import normalised
+from ...py.paint_by_example.exemplar import normalise
 from ...py.paint_by_example.model import ExemplarMapper
-from ...py.paint_by_example.training import context_of, exemplar_box, is_trained, unet_input, usable
+from ...py.paint_by_example.training import exemplar_box, is_trained, is_usable, make_context, unet_input
 from ..training.augmentation import Augmentation
 from ..training.checkpoints import write_file
 from ..training.diffusion import denoising_loss
@@ -75,7 +75,7 @@ class PaintByExampleRecipe(TrainingRecipe):
 def load_example(entry: LayoutEntry, side: int, size: int, rng: torch.Generator) -> tuple[Tensor, Tensor, Tensor] | None:
     """Image [3, side, side], hole [1, side, side] and exemplar [3, size, size] of one entry; None without a box of a usable size."""
     example = load_layout(entry, side, MAX_BOXES)
-    boxes = [box for box in example.boxes if usable(box)]
+    boxes = [box for box in example.boxes if is_usable(box)]
     if not boxes:
         return None
     box = boxes[int(torch.randint(len(boxes), (), generator=rng))]
@@ -83,7 +83,7 @@ def load_example(entry: LayoutEntry, side: int, size: int, rng: torch.Generator)
     x0, y0, x1, y1 = exemplar_box(box, side, rng)
     exemplar = F.interpolate(image[None, :, y0:y1, x0:x1], size=(size, size), mode="bilinear", antialias=True)[0]
     a, b, c, d = (edge * side for edge in box)
-    return image, shapes.mask_shape((a, b, c, d), side, side, rng)[None], exemplar
+    return image, shapes.draw_mask_shape((a, b, c, d), side, side, rng)[None], exemplar
 
 
 def _load_batch(
@@ -102,7 +102,7 @@ def _load_batch(
 
 def loss_of(
     base: FrozenBase,
-    encoder: loader.ExemplarEncoder,
+    encoder: conditioning.ExemplarEncoder,
     mapper: ExemplarMapper,
     recipe: PaintByExampleRecipe,
     data: Sequence[LayoutEntry],
@@ -117,11 +117,11 @@ def loss_of(
         with torch.no_grad():
             seed = recipe.seed + number
             latent = base.latents(images.movedim(1, -1), seed)
-            known = base.latents(crop.masked(images, holes).movedim(1, -1), seed)
-            hole = crop.cells(holes, grid, "bilinear").to(base.device)
-            pixels = normalised(augment(exemplars, rng), encoder.mean, encoder.std)
-            pooled = encoder.vision(pixels.to(encoder.tower.load_device))[2].float().to(base.device)
-        context = context_of(mapper, pooled, recipe.drop, rng)
+            known = base.latents(crop.erase_hole(images, holes).movedim(1, -1), seed)
+            hole = masks.mask_to_latent(holes, grid, "bilinear").to(base.device)
+            pixels = normalise(augment(exemplars, rng), encoder.mean, encoder.std)
+            pooled = encoder.vision(pixels.to(encoder.clip_vision.load_device))[2].float().to(base.device)
+        context = make_context(mapper, pooled, recipe.drop, rng)
 
         def predict(x: Tensor, t: Tensor) -> Tensor:
             return base.to_noise(base.unet(unet_input(x, known, hole), t, context=context), x, t)
@@ -141,7 +141,7 @@ def train(recipe: PaintByExampleRecipe) -> list[float]:
         raise ValueError(f"{TRAINER}: {recipe.base!r} has no VAE. Give a whole checkpoint, or its diffusers folder.")
     base = FrozenBase(model, None, vae, device, TRAINER)
     unet = base.unfreeze(lambda name: recipe.everything or is_trained(name))
-    encoder.tower.model.to(encoder.tower.load_device).requires_grad_(False)
+    encoder.clip_vision.model.to(encoder.clip_vision.load_device).requires_grad_(False)
     weights = {name: weight.float() for name, weight in encoder.mapper.model.state_dict().items()}
     mapper = ExemplarMapper(encoder.mapper.model.config)
     mapper.load_state_dict(weights)
@@ -154,7 +154,7 @@ def train(recipe: PaintByExampleRecipe) -> list[float]:
         Path(recipe.output),
     )
     if is_main_process():
-        contents = checkpoint.read(folders.path(loader.FOLDER, recipe.base, TRAINER, loader.LINK))
+        contents = loader.read_contents(recipe.base)
         is_small = contents.metadata.get("base") == "playground"
         trained = {n: w for n, w in unet.state_dict().items() if not is_small or is_trained(n) or recipe.everything}
         done = checkpoint.Contents(trained, contents.tower, dict(mapper.state_dict()), contents.vae, contents.metadata)

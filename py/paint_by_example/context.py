@@ -1,6 +1,6 @@
-"""What is changed inside of attention layers: exemplars by region, and three ways in which the hole hears the rest of the picture.
+"""Changes inside attention layers: one exemplar per region, and three ways to make the hole attend to the rest of the image.
 
-None of it is in the paper. Everything is off at 0, works on the attention before its output projection, and takes any grid.
+None of it is from the paper. Everything is off at 0, acts on the attention before its output projection, and works on any grid.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from torch import Tensor
 
 #: Host attention: q [b, l, n d], k and v [b, m, n d] -> [b, l, n d], scaled by d ** -1/2.
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
-EXTRA = 8  # channels a head that carry the bias: one is used, eight keep fused kernels aligned
-RING = 2  # cells around the hole whose statistics are taken
+EXTRA = 8  # channels per head that carry the bias: one is used, eight keep fused kernels aligned
+RING = 2  # latent cells around the hole whose statistics are taken
 
 
-def gated(base: Tensor, values: list[Tensor], masks: Tensor) -> Tensor:
-    """What to add to the attention of one token so that other tokens speak in their regions.
+def regional_exemplars(base: Tensor, values: list[Tensor], masks: Tensor) -> Tensor:
+    """What to add to the attention of one token so that other tokens take effect in their regions.
 
         sum_r w_r (v_r - base),    w_r = m_r prod_{s > r} (1 - m_s)
 
@@ -36,47 +36,47 @@ def gated(base: Tensor, values: list[Tensor], masks: Tensor) -> Tensor:
     return change
 
 
-def biased(q: Tensor, k: Tensor, v: Tensor, heads: int, hole: Tensor, beta: float, attend: Attend) -> Tensor:
-    """Self-attention in which places of the hole look at places outside of it more: beta is added to those logits.
+def context_biased_attention(q: Tensor, k: Tensor, v: Tensor, heads: int, hole: Tensor, beta: float, attend: Attend) -> Tensor:
+    """Self-attention in which positions in the hole attend more to positions outside of it: beta is added to those logits.
 
         softmax(q k^T / sqrt(d) + beta h (1 - h)^T) v
 
-    The bias has rank one, so it is carried by extra channels and no l x l matrix is ever made.
+    The bias has rank one, so it is carried by extra channels and no l x l matrix is made.
 
     Args:
-        k, v: [b, m, c], m >= l: the first l are the places of the queries. Others are somebody else's and neither hole nor known.
+        k, v: [b, m, c], m >= l: the first l belong to the positions of the queries. Others come from other packs and receive no bias.
         hole: h, [b, l], 0..1.
     """
     d = q.shape[-1] // heads
     scale = ((d + EXTRA) / d) ** 0.5
-    ask = torch.zeros(*q.shape[:2], heads, EXTRA, dtype=q.dtype, device=q.device)
-    offer = torch.zeros(*k.shape[:2], heads, EXTRA, dtype=k.dtype, device=k.device)
-    empty = torch.zeros_like(offer)
-    ask[..., 0] = (beta * d**0.5 * hole)[..., None].to(q)
-    offer[:, : q.shape[1], :, 0] = (1 - hole)[..., None].to(k)
+    more_q = torch.zeros(*q.shape[:2], heads, EXTRA, dtype=q.dtype, device=q.device)
+    more_k = torch.zeros(*k.shape[:2], heads, EXTRA, dtype=k.dtype, device=k.device)
+    more_v = torch.zeros_like(more_k)
+    more_q[..., 0] = (beta * d**0.5 * hole)[..., None].to(q)
+    more_k[:, : q.shape[1], :, 0] = (1 - hole)[..., None].to(k)
 
-    def widened(x: Tensor, more: Tensor) -> Tensor:
+    def widen(x: Tensor, more: Tensor) -> Tensor:
         return rearrange(torch.cat([x.unflatten(-1, (heads, d)), more], dim=-1), "b l n d -> b l (n d)")
 
-    out = attend(widened(q, ask) * scale, widened(k, offer), widened(v, empty))
+    out = attend(widen(q, more_q) * scale, widen(k, more_k), widen(v, more_v))
     return rearrange(out.unflatten(-1, (heads, d + EXTRA))[..., :d], "b l n d -> b l (n d)")
 
 
-def with_reference(q: Tensor, k: Tensor, v: Tensor, bank_k: Tensor, bank_v: Tensor, attend: Attend) -> Tensor:
-    """Self-attention that also reads the same layer of another picture; all [b, l, c]."""
+def attend_with_reference(q: Tensor, k: Tensor, v: Tensor, bank_k: Tensor, bank_v: Tensor, attend: Attend) -> Tensor:
+    """Self-attention that also attends to the same layer's keys and values of another image; all [b, l, c]."""
     return attend(q, torch.cat([k, bank_k.to(k)], dim=1), torch.cat([v, bank_v.to(v)], dim=1))
 
 
-def ring_of(hole: Tensor) -> Tensor:
-    """The cells around the hole: [b, h, w], 0..1 -> the same, 1 on the ring."""
+def ring_around(hole: Tensor) -> Tensor:
+    """The latent cells around the hole: [b, h, w], 0..1 -> the same shape, 1 on the ring."""
     wide = F.max_pool2d(hole[:, None], 2 * RING + 1, stride=1, padding=RING)[:, 0]
     return (wide - hole).clamp(min=0)
 
 
-def restyled(x: Tensor, hole: Tensor, ring: Tensor) -> Tensor:
-    """AdaIN: x [b, l, c] with the hole's mean and deviation of each channel made those of the ring; hole and ring [b, l].
+def adain(x: Tensor, hole: Tensor, ring: Tensor) -> Tensor:
+    """AdaIN: x [b, l, c] with each channel's mean and deviation in the hole replaced by those of the ring; hole and ring [b, l].
 
-    Where a row has no ring (everything is hole) it is returned as it is.
+    A row without a ring (everything is hole) is returned unchanged.
     """
     mean_in, std_in = _moments(x, hole)
     mean_out, std_out = _moments(x, ring)

@@ -1,4 +1,4 @@
-"""Exemplars: from a picture, perhaps with a mask, to what the CLIP tower reads; and the arithmetic of their tokens."""
+"""Exemplars: from an image, perhaps with a mask, to the input of the CLIP tower; and the arithmetic of their tokens."""
 
 from __future__ import annotations
 
@@ -8,93 +8,108 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..imaging.masks import mask_bounds
+
 FITS = ("squash", "center_crop", "pad")
 FILLS = ("keep", "black", "grey", "white", "blur")
+COURSES = ("constant", "fade in", "fade out")
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
-_GREY = {"black": 0.0, "grey": 0.5, "white": 1.0}
+FILL_VALUES = {"black": 0.0, "grey": 0.5, "white": 1.0}
 
 
-def cut_out(picture: Tensor, mask: Tensor | None, fill: str, crop: bool) -> Tensor:
-    """The thing that a mask shows in a picture.
+def cut_out(image: Tensor, mask: Tensor | None, fill: str, crop: bool) -> Tensor:
+    """The object that a mask selects in an image.
 
     Args:
-        picture: [3, h, w] in 0..1.
-        mask: [h, w] in 0..1, 1 on the thing. None: the picture as it is.
-        fill: what the rest becomes, one of `FILLS`; `keep` leaves it.
-        crop: only the rectangle around the thing.
+        image: [3, h, w] in 0..1.
+        mask: [h, w] in 0..1, 1 on the object. None: the image is returned unchanged.
+        fill: what the background becomes, one of `FILLS`; `keep` leaves it.
+        crop: return only the bounding box of the object.
 
     Raises:
-        ValueError: the mask shows nothing.
+        ValueError: the mask selects nothing.
     """
     if mask is None:
-        return picture
-    rows, columns = (torch.nonzero((mask > 0.5).any(dim=axis)).flatten() for axis in (1, 0))
-    if not len(rows):
-        raise ValueError("the mask of the exemplar is empty. Paint over the thing in it, or disconnect the mask.")
+        return image
+    box = mask_bounds(mask)
+    if box is None:
+        raise ValueError(
+            "mask is empty: nothing in it is above one half. Paint over the object in the image, or disconnect the mask."
+        )
     if fill != "keep":
-        picture = torch.lerp(_background(picture, fill), picture, mask.clamp(0, 1).to(picture))
+        image = torch.lerp(_background(image, fill), image, mask.clamp(0, 1).to(image))
     if crop:
-        picture = picture[:, int(rows[0]) : int(rows[-1]) + 1, int(columns[0]) : int(columns[-1]) + 1]
-    return picture
+        x0, y0, x1, y1 = box
+        image = image[:, y0:y1, x0:x1]
+    return image
 
 
-def _background(picture: Tensor, fill: str) -> Tensor:
+def _background(image: Tensor, fill: str) -> Tensor:
     if fill != "blur":
-        return torch.full_like(picture, _GREY[fill])
-    small = [max(1, side // 16) for side in picture.shape[-2:]]
-    blurred = F.interpolate(picture[None], size=small, mode="area")
-    return F.interpolate(blurred, size=picture.shape[-2:], mode="bilinear", align_corners=False)[0]
+        return torch.full_like(image, FILL_VALUES[fill])
+    small = [max(1, side // 16) for side in image.shape[-2:]]
+    blurred = F.interpolate(image[None], size=small, mode="area")
+    return F.interpolate(blurred, size=image.shape[-2:], mode="bilinear", align_corners=False)[0]
 
 
-def fitted(picture: Tensor, size: int, fit: str, paper: float = 0.0) -> Tensor:
-    """A picture [3, h, w] as a square [3, size, size].
+def is_on_black(image: Tensor) -> bool:
+    """Whether an image [3, h, w] shows something on a black background, as segmentation tools save cut-out objects."""
+    black = image.amax(dim=0) < 2.5 / 255
+    border = torch.cat([black[0], black[-1], black[:, 0], black[:, -1]]).float().mean()
+    return bool(border >= 0.9 and not black.all())
 
-    `squash` ignores its aspect ratio, as the authors do; `center_crop` takes the middle, as diffusers and the host's CLIP vision do; `pad`
-    shows all of it on `paper`. Resizing is bicubic with antialiasing, as theirs.
+
+def fit_square(image: Tensor, size: int, fit: str, padding: float = 0.0) -> Tensor:
+    """An image [3, h, w] as a square [3, size, size].
+
+    `squash` ignores the aspect ratio, as the authors do; `center_crop` takes the centre, as diffusers and the host's CLIP vision do; `pad` shows
+    the whole image on a background of value `padding`. Resizing is bicubic with antialiasing, as in both.
     """
-    h, w = picture.shape[-2:]
+    h, w = image.shape[-2:]
     if fit == "squash":
-        return _resized(picture, size, size)
+        return _resize(image, size, size)
     scale = size / (min if fit == "center_crop" else max)(h, w)
-    picture = _resized(picture, max(1, round(scale * h)), max(1, round(scale * w)))
-    top, left = ((side - size) // 2 for side in picture.shape[-2:])
+    image = _resize(image, max(1, round(scale * h)), max(1, round(scale * w)))
+    top, left = ((side - size) // 2 for side in image.shape[-2:])
     if fit == "center_crop":
-        return picture[:, top : top + size, left : left + size]
-    h, w = picture.shape[-2:]
-    return F.pad(picture, (-left, size - w + left, -top, size - h + top), value=paper)
+        return image[:, top : top + size, left : left + size]
+    h, w = image.shape[-2:]
+    return F.pad(image, (-left, size - w + left, -top, size - h + top), value=padding)
 
 
-def _resized(picture: Tensor, h: int, w: int) -> Tensor:
-    if picture.shape[-2:] == (h, w):
-        return picture
-    resized = F.interpolate(picture[None], size=(h, w), mode="bicubic", antialias=True, align_corners=False)[0]
-    return (resized.clamp(0, 1) * 255).round() / 255  # in eight bits, as pictures are resized where the tower was trained
+def _resize(image: Tensor, h: int, w: int) -> Tensor:
+    if image.shape[-2:] == (h, w):
+        return image
+    resized = F.interpolate(image[None], size=(h, w), mode="bicubic", antialias=True, align_corners=False)[0]
+    return (resized.clamp(0, 1) * 255).round() / 255  # in eight bits, as images were resized in the tower's training
 
 
-def normalised(pictures: Tensor, mean: Sequence[float] = MEAN, std: Sequence[float] = STD) -> Tensor:
-    """[n, 3, h, w] in 0..1 as the tower reads it."""
-    return (pictures - pictures.new_tensor(mean).view(3, 1, 1)) / pictures.new_tensor(std).view(3, 1, 1)
+def normalise(images: Tensor, mean: Sequence[float] = MEAN, std: Sequence[float] = STD) -> Tensor:
+    """[n, 3, h, w] in 0..1 -> the tower's input."""
+    return (images - images.new_tensor(mean).view(3, 1, 1)) / images.new_tensor(std).view(3, 1, 1)
 
 
-def towards_null(null: Tensor, token: Tensor, strength: float) -> Tensor:
-    """The exemplar's token [n, 1, c] at a strength: 0 is no exemplar at all, 1 the token itself, both exactly.
+def scale_token(null: Tensor, token: Tensor, strength: float) -> Tensor:
+    """The exemplar's token [n, 1, c] at a strength: 0 is no exemplar, 1 the token itself, both exactly.
 
-    Attention to a single token is linear in it, so this is the same as scaling what each layer hears of the exemplar.
+    Attention to a single token is linear in it, so this equals scaling the exemplar's effect in each layer.
     """
     if strength == 1.0:
         return token
     return null.expand_as(token) + strength * (token - null) if strength else null.expand_as(token).clone()
 
 
-def mixed(tokens: Tensor, weights: Sequence[float]) -> Tensor:
+def blend_tokens(tokens: Tensor, weights: Sequence[float]) -> Tensor:
     """The weighted mean [1, 1, c] of tokens [n, 1, c]."""
     share = tokens.new_tensor(weights)
     return (tokens * (share / share.sum()).view(-1, 1, 1)).sum(dim=0, keepdim=True)
 
 
-def steps_of(strength: float, course: str, start: float, end: float, pieces: int = 8) -> list[tuple[float, float, float]]:
-    """[(start, end, strength)] of the parts of the sampling that read another strength than their neighbours; together all of it.
+def schedule_strength(
+    strength: float, course: str, start: float, end: float, pieces: int = 8
+) -> list[tuple[float, float, float]]:
+    """[(start, end, strength)] for the ranges of the sampling that have one strength each; together they cover all of it.
 
     Args:
         course: `constant`, `fade in` or `fade out` between `start` and `end`. Outside of them the strength is 0.

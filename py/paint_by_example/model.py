@@ -1,7 +1,7 @@
-"""The network between the exemplar's CLIP tower and the UNet, on its value path.
+"""The network between the exemplar's CLIP tower and the UNet, reduced to its value path.
 
 Paint by Example runs five transformer blocks over a sequence of one token. The softmax over one key is 1, so queries and keys have no effect
-and were never trained; a block here has the values only and gives the same numbers.
+and were never trained; a block here has only the values and gives the same numbers.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Config:
-    """`width` of the tower's class token, `context` that the UNet reads, number of `blocks`."""
+    """`width` of the tower's class token, width `context` of the UNet's text tokens, number of `blocks`."""
 
     width: int = 1024
     context: int = 768
@@ -28,13 +28,13 @@ class ValueBlock(nn.Module):
 
     def __init__(self, width: int, operations: Any, dtype: torch.dtype | None, device: Any) -> None:
         super().__init__()
-        where = {"dtype": dtype, "device": device}
-        self.ln_1 = operations.LayerNorm(width, **where)
-        self.value = operations.Linear(width, width, **where)
-        self.out = operations.Linear(width, width, **where)
-        self.ln_2 = operations.LayerNorm(width, **where)
-        self.fc = operations.Linear(width, 4 * width, **where)
-        self.proj = operations.Linear(4 * width, width, **where)
+        factory_kwargs = {"dtype": dtype, "device": device}
+        self.ln_1 = operations.LayerNorm(width, **factory_kwargs)
+        self.value = operations.Linear(width, width, **factory_kwargs)
+        self.out = operations.Linear(width, width, **factory_kwargs)
+        self.ln_2 = operations.LayerNorm(width, **factory_kwargs)
+        self.fc = operations.Linear(width, 4 * width, **factory_kwargs)
+        self.proj = operations.Linear(4 * width, width, **factory_kwargs)
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.out(self.value(self.ln_1(x)))
@@ -44,7 +44,7 @@ class ValueBlock(nn.Module):
 class ExemplarMapper(nn.Module):
     """Class tokens of exemplars [n, width], after the tower's last norm -> tokens for the UNet [n, 1, context].
 
-    `null` [1, 1, context] is the learned token of no exemplar, what the negative condition reads.
+    `null` [1, 1, context] is the learned token for "no exemplar", the negative condition.
     """
 
     def __init__(
@@ -64,6 +64,6 @@ class ExemplarMapper(nn.Module):
         return self.proj_out(self.final_ln(x))[:, None]
 
 
-def shapes(config: Config) -> dict[str, tuple[int, ...]]:
+def weight_shapes(config: Config) -> dict[str, tuple[int, ...]]:
     """Name -> shape of every weight."""
     return {name: tuple(weight.shape) for name, weight in ExemplarMapper(config, device="meta").state_dict().items()}

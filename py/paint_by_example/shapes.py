@@ -1,8 +1,10 @@
-"""The paper's mask shapes (section 3.2 and its code): an extended box, or four curves around it, so that a hole betrays no outline."""
+"""The paper's mask shapes (section 3.2 and its code): an extended box, or four curves around it, so that a hole does not show an outline."""
 
 from __future__ import annotations
 
+import numpy as np
 import torch
+from PIL import Image, ImageDraw
 from torch import Tensor
 
 SHAPES = ("bezier", "rectangle", "either")
@@ -13,18 +15,18 @@ JITTER = 5
 Box = tuple[float, float, float, float]  # x0 y0 x1 y1 in pixels
 
 
-def extended(box: Box, width: int, height: int, extension: float, rng: torch.Generator) -> Box:
-    """A box with each side moved outwards by up to `extension` of the room that there is."""
+def extend_box(box: Box, width: int, height: int, extension: float, rng: torch.Generator) -> Box:
+    """A box with each side moved outwards by up to `extension` of its distance to the image's edge."""
     left, top, right, bottom = (torch.rand(4, generator=rng) * extension).tolist()
     x0, y0, x1, y1 = box
     return x0 - left * x0, y0 - top * y0, x1 + right * (width - x1), y1 + bottom * (height - y1)
 
 
-def curved(box: Box, outer: Box, jitter: int, rng: torch.Generator) -> Tensor:
+def bezier_corners(box: Box, outer: Box, jitter: int, rng: torch.Generator) -> Tensor:
     """The corners [n, 2] (x, y) of a shape around a box: along each side a quadratic Bezier curve.
 
     A curve starts and ends at corners of `box`; its control point is the middle of the side, moved to the side of `outer`, so the curve
-    reaches half of the way there. Every coordinate is moved by -jitter..jitter whole pixels. A point that shares a coordinate with an earlier
+    reaches half of the distance. Every coordinate is moved by -jitter..jitter whole pixels. A point that shares a coordinate with an earlier
     one of its curve is left out, so a side that was not extended gives a single point.
     """
     x0, y0, x1, y1 = box
@@ -54,20 +56,14 @@ def curved(box: Box, outer: Box, jitter: int, rng: torch.Generator) -> Tensor:
     return found
 
 
-def polygon(corners: Tensor, width: int, height: int) -> Tensor:
-    """[height, width], 1 where the middle of a pixel lies inside of the corners [n, 2] (even-odd rule)."""
-    x, y = torch.arange(width) + 0.5, torch.arange(height) + 0.5
-    ax, ay = corners[:, 0].float(), corners[:, 1].float()
-    bx, by = ax.roll(-1), ay.roll(-1)
-    inside = torch.zeros(height, width, dtype=torch.bool)
-    for px, py, qx, qy in zip(ax, ay, bx, by):
-        crosses = (py > y) != (qy > y)  # [height]
-        at = px + (y - py) * (qx - px) / torch.where(qy == py, torch.ones_like(qy), qy - py)
-        inside ^= crosses[:, None] & (x[None] < at[:, None])
-    return inside.float()
+def fill_polygon(corners: Tensor, width: int, height: int) -> Tensor:
+    """[height, width], 1 on and inside of the corners [n, 2] (x, y), whole pixels (even-odd rule)."""
+    image = Image.new("L", (width, height))
+    ImageDraw.Draw(image).polygon([(int(x), int(y)) for x, y in corners.tolist()], fill=1)
+    return torch.from_numpy(np.array(image)).float()
 
 
-def rectangle(box: Box, width: int, height: int) -> Tensor:
+def fill_rectangle(box: Box, width: int, height: int) -> Tensor:
     """[height, width], 1 inside of a box, at least one pixel."""
     x0, y0 = (min(max(int(v), 0), most - 1) for v, most in zip(box[:2], (width, height)))
     x1, y1 = (min(max(round(v), low + 1), most) for v, low, most in zip(box[2:], (x0, y0), (width, height)))
@@ -76,7 +72,7 @@ def rectangle(box: Box, width: int, height: int) -> Tensor:
     return mask
 
 
-def mask_shape(
+def draw_mask_shape(
     box: Box,
     width: int,
     height: int,
@@ -86,9 +82,9 @@ def mask_shape(
     jitter: int = JITTER,
 ) -> Tensor:
     """A mask [height, width] for a box in pixels, drawn as in training: half of them rectangles if `shape` is "either"."""
-    outer = extended(box, width, height, extension, rng)
-    curve = shape == "bezier" or (shape == "either" and bool(torch.rand((), generator=rng) < 0.5))
-    if not curve:
-        return rectangle(outer, width, height)
-    found = polygon(curved(box, outer, jitter, rng), width, height)
-    return found if found.any() else rectangle(box, width, height)
+    outer = extend_box(box, width, height, extension, rng)
+    is_curve = shape == "bezier" or (shape == "either" and bool(torch.rand((), generator=rng) < 0.5))
+    if not is_curve:
+        return fill_rectangle(outer, width, height)
+    mask = fill_polygon(bezier_corners(box, outer, jitter, rng), width, height)
+    return mask if mask.any() else fill_rectangle(box, width, height)

@@ -1,6 +1,6 @@
-"""Training: exemplars that are no copies of what is to be painted, holes that betray no outline, and the input of the UNet.
+"""Training: exemplars that are not copies of what is to be painted, holes that do not show an outline, and the input of the UNet.
 
-Paper section 3: the exemplar is cut out of the same picture and flipped, turned, blurred and warped; the hole is one of `shapes.py`; the
+Paper section 3: the exemplar is cut out of the same image and flipped, rotated, blurred and warped; the hole is one of `shapes.py`; the
 condition is replaced by the learned null token in a fifth of the cases; the tower is frozen, everything behind it is trained.
 """
 
@@ -11,27 +11,27 @@ from torch import Tensor
 
 from .model import ExemplarMapper
 
-PADDING = 10 / 512  # of the picture: room around the exemplar's box, at most
-AREA = (0.02, 0.8)  # of the picture: boxes that are used
+PADDING = 10 / 512  # of the image: the largest margin around the exemplar's box
+AREA = (0.02, 0.8)  # of the image: boxes that are used
 
 
 def exemplar_box(box: tuple[float, float, float, float], side: int, rng: torch.Generator) -> tuple[int, int, int, int]:
-    """A box x0 y0 x1 y1 in 0..1 as whole pixels of a square picture, with up to `PADDING` of room on each side."""
-    room = (torch.rand(4, generator=rng) * PADDING * side).tolist()
-    x0, y0 = (max(0, int(value * side - more)) for value, more in zip(box[:2], room[:2]))
-    x1, y1 = (min(side, round(value * side + more)) for value, more in zip(box[2:], room[2:]))
+    """A box x0 y0 x1 y1 in 0..1 as whole pixels of a square image, with a margin of up to `PADDING` on each side."""
+    margins = (torch.rand(4, generator=rng) * PADDING * side).tolist()
+    x0, y0 = (max(0, int(value * side - margin)) for value, margin in zip(box[:2], margins[:2]))
+    x1, y1 = (min(side, round(value * side + margin)) for value, margin in zip(box[2:], margins[2:]))
     return x0, y0, max(x1, x0 + 1), max(y1, y0 + 1)
 
 
-def usable(box: tuple[float, float, float, float]) -> bool:
-    """Is this box of a size that the method trains with?"""
+def is_usable(box: tuple[float, float, float, float]) -> bool:
+    """Whether the method trains with boxes of this size."""
     return AREA[0] <= (box[2] - box[0]) * (box[3] - box[1]) <= AREA[1]
 
 
-def context_of(mapper: ExemplarMapper, pooled: Tensor, drop: float, rng: torch.Generator) -> Tensor:
-    """Tokens [b, 1, c] of class tokens [b, width]; a share `drop` of them is the null token instead.
+def make_context(mapper: ExemplarMapper, pooled: Tensor, drop: float, rng: torch.Generator) -> Tensor:
+    """Tokens [b, 1, c] of class tokens [b, width]; a share `drop` of them is replaced by the null token.
 
-    Upstream drops whole batches; here each sample is drawn for itself, which has the same mean and less noise.
+    The published code drops whole batches; here each sample is drawn separately, which has the same mean and less noise.
     """
     dropped = torch.rand(len(pooled), generator=rng) < drop
     tokens = mapper(pooled)
@@ -39,7 +39,7 @@ def context_of(mapper: ExemplarMapper, pooled: Tensor, drop: float, rng: torch.G
 
 
 def unet_input(noisy: Tensor, known: Tensor, hole: Tensor) -> Tensor:
-    """[noisy latent | masked picture | 1 - hole] along channels: [b, 4 + 4 + 1, h, w]. `hole` [b, 1, h, w], 1 where it is painted."""
+    """[noisy latent | masked image | 1 - hole] along channels: [b, 4 + 4 + 1, h, w]. `hole` [b, 1, h, w], 1 where it is painted."""
     return torch.cat([noisy, known.to(noisy), 1 - hole.to(noisy)], dim=1)
 
 

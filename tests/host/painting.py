@@ -6,8 +6,7 @@ import tiny
 import torch
 from comfy.clip_model import CLIPVision
 from pack.py.host import networks
-from pack.py.host.paint_by_example import loader as paint_by_example
-from pack.py.host.paint_by_example import prepare as stitch
+from pack.py.host.paint_by_example import conditioning, loader, prepare
 from pack.py.paint_by_example.model import Config, ExemplarMapper
 
 
@@ -50,7 +49,7 @@ def randomised(network, seed):
 
 def tiny_model():
     """A nine-channel MODEL as the loader gives it."""
-    return paint_by_example.reads_exemplars(tiny.tiny_model(TinyPBE))
+    return loader.configure_model(tiny.tiny_model(TinyPBE))
 
 
 def tiny_encoder():
@@ -61,7 +60,7 @@ def tiny_encoder():
         randomised(CLIPVision(TOWER, torch.float32, None, torch.nn), 1),
     )
     mapper = networks.load(ExemplarMapper, randomised(ExemplarMapper(config), 2), config)
-    return paint_by_example.ExemplarEncoder(tower, tower.model, mapper, 32)
+    return conditioning.ExemplarEncoder(tower, tower.model, mapper, 32)
 
 
 def pictures(count=1, h=64, w=64, seed=0, channels=3):
@@ -78,8 +77,10 @@ WHOLE = {"width": 64, "height": 64, "crop": "whole picture", "grow": 0, "feather
 
 
 def prepared(encoder, image=None, mask=None, exemplar=None, conditioned=None, **more):
-    positive, negative = conditioned or paint_by_example.condition(encoder, pictures(seed=7) if exemplar is None else exemplar)
-    return stitch.prepare(
+    positive, negative = conditioned or conditioning.make_conditioning(
+        encoder, pictures(seed=7) if exemplar is None else exemplar
+    )
+    return prepare.prepare(
         positive,
         negative,
         VAE,

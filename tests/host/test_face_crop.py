@@ -6,8 +6,8 @@ import math
 
 import pytest
 import torch
-from pack.py.host.crop import BY_EYES, UPRIGHT, crop, tilt
-from pack.py.host.paint_by_example.prepare import stitch
+from pack.py.host.crop import BY_EYES, UPRIGHT, crop_to_edit, stitch
+from pack.py.imaging.faces import face_tilt
 from pack.py.semantic.palettes import VOID, Palette
 from pack.py.semantic.semantic_map import SemanticMap
 from torch.nn.functional import avg_pool2d
@@ -42,10 +42,10 @@ def mask_of(face: SemanticMap) -> torch.Tensor:
 @pytest.mark.parametrize("degrees", [0, 17, -35, 60])
 def test_a_leaning_face_comes_out_upright_in_the_middle_and_whole(photo, degrees):
     face = leaning(degrees)
-    assert math.degrees(tilt(face.labels[0], NAMES)) == pytest.approx(degrees, abs=0.5)
-    image, mask, found, _ = crop(photo, mask_of(face), face, align=BY_EYES)
+    assert math.degrees(face_tilt(face.labels[0], NAMES, mask_of(face)[0])) == pytest.approx(degrees, abs=0.5)
+    image, mask, found, _ = crop_to_edit(photo, mask_of(face), face, align=BY_EYES)
     assert image.shape == (1, 256, 256, 3) and mask.shape == (1, 256, 256) and found.size == (256, 256)
-    assert abs(math.degrees(tilt(found.labels[0], NAMES))) < 1
+    assert abs(math.degrees(face_tilt(found.labels[0], NAMES, mask_of(found)[0]))) < 1
     y, x = torch.nonzero(mask[0]).T.float()
     assert (float(x.mean()), float(y.mean())) == pytest.approx((128, 128), abs=3)
     assert not mask[0, [0, -1]].any() and not mask[0, :, [0, -1]].any()
@@ -58,7 +58,7 @@ def test_back_in_the_photo_nothing_else_has_changed(photo, align):
     photo = avg_pool2d(photo.movedim(-1, 1), 9, stride=1, padding=4, count_include_pad=False).movedim(
         1, -1
     )  # resampling costs detail
-    image, _, _, cut = crop(photo, mask_of(face), face, align=align, width=512, height=512, feather=6)
+    image, _, _, cut = crop_to_edit(photo, mask_of(face), face, align=align, width=512, height=512, feather=6)
     back = stitch(image, cut)
     outside = cut.weight == 0
     assert torch.equal(back[outside], photo[outside])
@@ -73,7 +73,7 @@ def test_back_in_the_photo_nothing_else_has_changed(photo, align):
 def test_a_face_at_the_border_and_two_photos_at_once(photo):
     face = leaning(40, middle=(20.0, 410.0))
     both = torch.cat([photo, photo.flip(2)])
-    image, _, maps, cut = crop(both, mask_of(face), face, align=BY_EYES)
+    image, _, maps, cut = crop_to_edit(both, mask_of(face), face, align=BY_EYES)
     assert image.shape[0] == 2 and len(maps) == 2 and VOID in maps.labels
     assert torch.equal(stitch(image, cut)[:, :200], both[:, :200])
 
@@ -82,11 +82,11 @@ def test_mistakes_are_named(photo):
     face = leaning(0)
     blind = SemanticMap((face.labels > 0).to(torch.uint8), FACE)
     for arguments, words in (
-        ((photo, mask_of(face), blind), "no two eyes"),
+        ((photo, mask_of(face), blind), "shows no eyes"),
         ((photo, mask_of(face), None), "semantic_map is empty"),
         ((photo, torch.zeros(1, HEIGHT, WIDTH), face), "mask is empty"),
-        ((photo[:, :400], mask_of(face)[:, :400], face), "maps of 640x427 for 1 pictures of 640x400"),
+        ((photo[:, :400], mask_of(face)[:, :400], face), "maps of 640x427 for 1 images of 640x400"),
     ):
         with pytest.raises(ValueError, match=words) as told:
-            crop(*arguments, align=BY_EYES)
+            crop_to_edit(*arguments, align=BY_EYES)
         assert str(told.value).startswith("Crop to Edit")

@@ -8,11 +8,10 @@ import pytest
 import tiny
 import torch
 from pack.nodes import paint_by_example as nodes
+from pack.py.host import crop as crop_host
 from pack.py.host import hooks
-from pack.py.host.paint_by_example import context as context
-from pack.py.host.paint_by_example import loader as paint_by_example
-from pack.py.host.paint_by_example import prepare as stitch
-from pack.py.imaging.crop import grown
+from pack.py.host.paint_by_example import conditioning, context, prepare, regions
+from pack.py.imaging.masks import grow_mask
 from painting import VAE, TinyPBE, hole, pictures, prepared, sample
 from torch.testing import assert_close
 
@@ -47,16 +46,26 @@ def test_the_unet_reads_the_published_channels_in_the_published_order(model, enc
     assert ready[0][0][1]["concat_latent_image"][0, :, 3, 3].abs().max() == 0, "the hole is grey"
 
 
-def test_one_token_is_read_as_the_host_reads_it(model):
+def test_attention_to_one_token_is_the_hosts(model):
     layer = hooks.attention_blocks(model.model.diffusion_model)["input", 1, 0].attn2
-    host = type(layer).__mro__[1]
+    host, forward = type(layer), regions.OneTokenForward(layer)
     x, one = torch.randn(2, 9, layer.to_q.in_features), torch.randn(2, 1, layer.to_k.in_features)
     for more in ({}, {"value": one * 2}):
-        found = layer(x, one, **more)
+        found = forward(x, one, **more)
         assert_close(found, host.forward(layer, x, one, **more), rtol=1e-5, atol=1e-5)
         found += 1  # as other packs' patches may do
     two = torch.cat([one, one + 1], dim=1)
-    assert torch.equal(layer(x, two), host.forward(layer, x, two))
+    assert torch.equal(forward(x, two), host.forward(layer, x, two))
+
+
+def test_the_hosts_layers_are_changed_only_while_the_model_is_sampled(model, encoder, monkeypatch):
+    layer, calls = hooks.attention_blocks(model.model.diffusion_model)["input", 1, 0].attn2, []
+    plain = regions.OneTokenForward.__call__
+    monkeypatch.setattr(regions.OneTokenForward, "__call__", lambda self, *a, **k: calls.append(1) or plain(self, *a, **k))
+    sample(model, prepared(encoder), steps=1)
+    assert calls and type(layer).__module__.startswith("comfy.")
+    model.unpatch_model()
+    assert not isinstance(layer.forward, regions.OneTokenForward)
 
 
 def test_layers_in_which_nobody_acts_are_not_entered(model, encoder, monkeypatch):
@@ -76,7 +85,7 @@ def test_another_inpainting_model_is_not_touched(model):
 
 def test_strength_is_a_line_from_no_exemplar_to_the_exemplar(encoder):
     def token(**more):
-        return paint_by_example.condition(encoder, pictures(seed=3), **more)[0]
+        return conditioning.make_conditioning(encoder, pictures(seed=3), **more)[0]
 
     null = encoder.null()
     assert torch.equal(token(strength=0.0)[0][0], null)
@@ -89,7 +98,7 @@ def test_strength_is_a_line_from_no_exemplar_to_the_exemplar(encoder):
 def test_a_schedule_is_followed_by_the_sampler(model, encoder):
     def run(**more):
         return sample(
-            model, prepared(encoder, conditioned=paint_by_example.condition(encoder, pictures(seed=3), **more)), steps=4
+            model, prepared(encoder, conditioned=conditioning.make_conditioning(encoder, pictures(seed=3), **more)), steps=4
         )
 
     assert torch.equal(run(start_percent=0.3, end_percent=0.3), run(strength=0.0))
@@ -99,19 +108,19 @@ def test_a_schedule_is_followed_by_the_sampler(model, encoder):
 
 def test_several_exemplars_are_a_weighted_mean_in_one_node_or_in_a_chain(encoder):
     both = pictures(2, seed=5)
-    one, two = (paint_by_example.condition(encoder, both[n : n + 1])[0][0][0] for n in (0, 1))
-    mixed = paint_by_example.condition(encoder, both, weights="3, 1")[0][0][0]
+    one, two = (conditioning.make_conditioning(encoder, both[n : n + 1])[0][0][0] for n in (0, 1))
+    mixed = conditioning.make_conditioning(encoder, both, weights="3, 1")[0][0][0]
     assert_close(mixed, 0.75 * one + 0.25 * two)
-    first, _ = paint_by_example.condition(encoder, both[:1], weights="3")
-    chained, _ = paint_by_example.condition(encoder, both[1:], weights="1", positive=first)
+    first, _ = conditioning.make_conditioning(encoder, both[:1], weights="3")
+    chained, _ = conditioning.make_conditioning(encoder, both[1:], weights="1", positive=first)
     assert_close(chained[0][0], mixed)
-    each = paint_by_example.condition(encoder, both, several="one per picture")[0][0][0]
+    each = conditioning.make_conditioning(encoder, both, several="one per picture")[0][0][0]
     assert_close(each, torch.cat([one, two]))
 
 
 def test_inputs_are_not_changed(model, encoder):
     image, mask = pictures(), hole()
-    conditioned = paint_by_example.condition(encoder, pictures(seed=3), region=hole())
+    conditioned = conditioning.make_conditioning(encoder, pictures(seed=3), region=hole())
     kept = [t.clone() for t in (image, mask)]
     before = [sorted(options) for _, options in conditioned[0]], repr(model.model_options)
     positive, negative, latent, cut = prepared(encoder, image, mask, conditioned=conditioned, latent="source")
@@ -125,11 +134,11 @@ def test_inputs_are_not_changed(model, encoder):
 # Regions
 
 
-def regional(encoder, **regions):
+def regional(encoder, **by_seed):
     """Exemplar 3 everywhere, and others by seed in their regions."""
-    conditioned = paint_by_example.condition(encoder, pictures(seed=3))
-    for seed, mask in regions.items():
-        conditioned = paint_by_example.condition(encoder, pictures(seed=int(seed[1:])), region=mask, positive=conditioned[0])
+    conditioned = conditioning.make_conditioning(encoder, pictures(seed=3))
+    for seed, mask in by_seed.items():
+        conditioned = conditioning.make_conditioning(encoder, pictures(seed=int(seed[1:])), region=mask, positive=conditioned[0])
     return prepared(encoder, conditioned=conditioned)
 
 
@@ -162,9 +171,9 @@ def test_regions_follow_the_window(model, encoder):
     mask = hole(200, 300, 100, 160, 200, 260)
     region = torch.zeros(1, 200, 300)
     region[:, 130:, 230:] = 1
-    conditioned = paint_by_example.condition(encoder, pictures(seed=4), region=region)
+    conditioned = conditioning.make_conditioning(encoder, pictures(seed=4), region=region)
     ready = prepared(encoder, pictures(1, 200, 300), mask, conditioned=conditioned, crop="around the hole", context=0.5)
-    found = ready[0][0][1][paint_by_example.REGIONS][0].mask
+    found = ready[0][0][1][regions.REGIONS][0].mask
     x0, _y0, x1, _y1 = ready[3].boxes[0]
     assert found.shape == (1, 64, 64)
     assert found[0, -1, -1] == 1 and found[0, 0, 0] == 0
@@ -247,7 +256,7 @@ def test_it_stacks_with_other_packs(model, encoder, pack, they_first):
 
 def test_batches_and_sizes(model, encoder):
     image, mask = pictures(2, 80, 120), torch.cat([hole(80, 120), hole(80, 120, 40, 80, 80, 120)])
-    conditioned = paint_by_example.condition(encoder, pictures(2, seed=5), several="one per picture")
+    conditioned = conditioning.make_conditioning(encoder, pictures(2, seed=5), several="one per picture")
     ready = prepared(encoder, image, mask, conditioned=conditioned, crop="around the hole", width=96, height=64)
     patched = context.apply(model, VAE, ready[3], **{k: v for way in WAYS.values() for k, v in way.items()})
     found = sample(patched, ready)
@@ -287,8 +296,8 @@ def test_any_hole_in_any_picture(model, encoder, h, w, box, window):
     image, mask = pictures(1, h, w), hole(h, w, *box)
     ready = prepared(encoder, image, mask, crop=window, grow=1, feather=3)
     assert ready[0][0][1]["concat_mask"].sum() >= 1
-    out = stitch.stitch(VAE.decode(sample(model, ready, steps=1)), ready[3], 0.5)
-    outside = grown(mask, 4) == 0
+    out = crop_host.stitch(VAE.decode(sample(model, ready, steps=1)), ready[3], 0.5)
+    outside = grow_mask(mask, 4) == 0
     assert out.shape == image.shape and out.isfinite().all() and torch.equal(out[outside], image[outside])
 
 
@@ -296,7 +305,7 @@ def test_any_hole_in_any_picture(model, encoder, h, w, box, window):
 def test_exemplars_and_sources_of_any_channels(model, encoder, channels):
     exemplar = pictures(1, 40, 30, seed=2, channels=channels)
     ready = prepared(encoder, pictures(channels=channels), exemplar=exemplar)
-    out = stitch.stitch(VAE.decode(sample(model, ready, steps=1)), ready[3])
+    out = crop_host.stitch(VAE.decode(sample(model, ready, steps=1)), ready[3])
     assert out.shape == (1, 64, 64, max(3, channels))
 
 
@@ -308,8 +317,8 @@ def test_transparency_cuts_the_exemplar_out(encoder):
     exemplar[0, ..., 3] = alpha
     other = exemplar.clone()
     other[0, :5, :, :3] = 0  # what nobody sees
-    by_mask = paint_by_example.condition(encoder, exemplar[..., :3], mask=alpha[None], fill="white")
-    found = [paint_by_example.condition(encoder, e)[0][0][0] for e in (exemplar, other)]
+    by_mask = conditioning.make_conditioning(encoder, exemplar[..., :3], mask=alpha[None], fill="white")
+    found = [conditioning.make_conditioning(encoder, e)[0][0][0] for e in (exemplar, other)]
     assert torch.equal(found[0], found[1]) and torch.equal(found[0], by_mask[0][0][0])
 
 
@@ -318,28 +327,27 @@ def test_what_cannot_work_says_what_to_do(encoder):
         with pytest.raises(ValueError, match=text):
             call(*arguments, **more)
 
-    ask = paint_by_example.condition
+    ask = conditioning.make_conditioning
     says("weights has 2 numbers for 3 exemplars", ask, encoder, pictures(3), weights="1, 2")
     says("weights is 'a lot'", ask, encoder, pictures(), weights="a lot")
     says("must not be negative", ask, encoder, pictures(), weights="-1")
     says("strength is nan", ask, encoder, pictures(), strength=float("nan"))
     says("end_percent is 1.5", ask, encoder, pictures(), end_percent=1.5)
-    says("mask has 2 pictures, but image has 3", ask, encoder, pictures(3), mask=torch.ones(2, 8, 8))
-    says("mask of the exemplar is empty", ask, encoder, pictures(), mask=torch.zeros(1, 8, 8))
+    says("mask has a batch of 2, but image has a batch of 3", ask, encoder, pictures(3), mask=torch.ones(2, 8, 8))
+    says("mask is empty: nothing in it is above one half", ask, encoder, pictures(), mask=torch.zeros(1, 8, 8))
     says("region is empty", ask, encoder, pictures(), region=torch.zeros(1, 8, 8))
-    says("image has values that are no numbers", ask, encoder, torch.full((1, 8, 8, 3), float("inf")))
+    says("image contains NaN or infinite values", ask, encoder, torch.full((1, 8, 8, 3), float("inf")))
     says("the mask is empty", prepared, encoder, mask=torch.zeros(1, 64, 64))
-    two = torch.cat([hole(), torch.zeros(1, 64, 64)])
-    says("mask 2 of 2 is empty", prepared, encoder, mask=two)
-    says("image has 3 pictures and mask has 2", prepared, encoder, pictures(3), torch.cat([hole(), hole()]))
+    says("all 2 masks are empty", prepared, encoder, mask=torch.zeros(2, 64, 64))
+    says("image has a batch of 3 and mask has a batch of 2", prepared, encoder, pictures(3), torch.cat([hole(), hole()]))
     says("width is 100; it must be a multiple of 8", prepared, encoder, width=100)
     says("context is nan", prepared, encoder, context=float("nan"))
-    says("image has values that are no numbers", prepared, encoder, torch.full((1, 64, 64, 3), float("nan")))
-    says("VAE input is empty", stitch.prepare, [], [], None, pictures(), hole())
+    says("image contains NaN or infinite values", prepared, encoder, torch.full((1, 64, 64, 3), float("nan")))
+    says("VAE input is empty", prepare.prepare, [], [], None, pictures(), hole())
     cut = prepared(encoder)[3]
-    says("half precision", stitch.stitch, torch.full((1, 64, 64, 3), float("nan")), cut)
-    says("box .* has no area", stitch.mask_shape, (0.5, 0.5, 0.5, 0.9), 64, 64, "bezier", 0.4, 5, 0, 1)
-    says("the mask is empty", stitch.mask_shape, (0, 0, 1, 1), 64, 64, "bezier", 0.4, 5, 0, 1, torch.zeros(1, 8, 8))
+    says("half precision", crop_host.stitch, torch.full((1, 64, 64, 3), float("nan")), cut)
+    says("box .* has no area", prepare.make_mask_shapes, (0.5, 0.5, 0.5, 0.9), 64, 64, "bezier", 0.4, 5, 0, 1)
+    says("the mask is empty", prepare.make_mask_shapes, (0, 0, 1, 1), 64, 64, "bezier", 0.4, 5, 0, 1, torch.zeros(1, 8, 8))
 
 
 # Photographs
@@ -355,17 +363,17 @@ def test_photographs_come_back_untouched_around_holes_of_many_shapes(encoder, wh
     masks = {
         "ellipse": ((x - 300) / 90) ** 2 + ((y - 200) / 60) ** 2 < 1,
         "stripe": (x - y - 100).abs() < 12,
-        "bezier": stitch.mask_shape((0.3, 0.2, 0.6, 0.7), w, h, "bezier", 0.4, 5, 1, 1)[0] > 0,
+        "bezier": prepare.make_mask_shapes((0.3, 0.2, 0.6, 0.7), w, h, "bezier", 0.4, 5, 1, 1)[0] > 0,
         "scattered": (((x * 7919 + y * 104729) % 1009) == 0) & (x > 200) & (x < 400),
         "corner": (x > w - 40) & (y > h - 30),
     }
     mask = masks[shape].float()[None]
     ready = prepared(encoder, photo, mask, crop="around the hole", width=128, height=128, grow=3, feather=6)
     cut = ready[3]
-    again = stitch.stitch(cut.windows().movedim(1, -1), cut)
-    outside = grown(mask, 9) == 0
+    again = crop_host.stitch(cut.windows().movedim(1, -1), cut)
+    outside = grow_mask(mask, 9) == 0
     assert torch.equal(again[outside], photo[outside])
-    painted = stitch.stitch(torch.zeros(1, 128, 128, 3), cut)
+    painted = crop_host.stitch(torch.zeros(1, 128, 128, 3), cut)
     assert (painted[cut.hole > 0] == 0).all() and torch.equal(painted[outside], photo[outside])
 
 

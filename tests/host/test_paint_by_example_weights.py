@@ -18,8 +18,7 @@ from pack.lab.training.recipe import run_recipe
 from pack.nodes import evaluation as evaluation_nodes
 from pack.nodes import paint_by_example as nodes
 from pack.py.host import folders, playground
-from pack.py.host.paint_by_example import loader as paint_by_example
-from pack.py.host.paint_by_example import prepare as stitch
+from pack.py.host.paint_by_example import conditioning, loader, prepare
 from pack.py.paint_by_example import checkpoint
 from pack.py.paint_by_example.training import is_trained
 from painting import WHOLE, hole, pictures, sample
@@ -53,19 +52,19 @@ def test_both_layouts_give_identical_tensors(files):
 
 def test_the_same_weights_make_the_same_latents_as_the_published_pipeline(pipe, files, monkeypatch):
     """Its mask resizing and exemplar crop selected; ten steps of DDIM, guidance 5; latents to 1e-3, encoder output to 1e-5."""
-    monkeypatch.setattr(paint_by_example.notices, "tell", lambda message: None)  # these files have no VAE
-    model, encoder, vae = paint_by_example.load("published.ckpt")
+    monkeypatch.setattr(loader.notices, "warn_user", lambda message: None)  # these files have no VAE
+    model, encoder, vae = loader.load("published.ckpt")
     assert vae is None
     image, mask, exemplar = pictures(), hole(y0=10, y1=45, x0=20, x1=50), (pictures(1, 32, 48, 3) * 255).round() / 255
     pixels = pipe.feature_extractor(images=(exemplar[0] * 255).round().byte().numpy(), return_tensors="pt").pixel_values
     with torch.no_grad():
         token, null = pipe.image_encoder(pixels, return_uncond_vector=True)
-    positive, negative = paint_by_example.condition(encoder, exemplar, fit="center_crop")
+    positive, negative = conditioning.make_conditioning(encoder, exemplar, fit="center_crop")
     assert_close(positive[0][0], token, rtol=0, atol=1e-5)
     assert torch.equal(negative[0][0], null)
 
     tiny_vae = exemplars.DiffusersVAE(pipe.vae)
-    positive, negative, latent, _ = stitch.prepare(positive, negative, tiny_vae, image, mask, mask_resize="nearest", **WHOLE)
+    positive, negative, latent, _ = prepare.prepare(positive, negative, tiny_vae, image, mask, mask_resize="nearest", **WHOLE)
     noise = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1))
     first = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "ddim_uniform", 10)[0]
     # The host scales noise to sigma where the first step is not its noisiest; DDIM's picture is noise of deviation 1 there.
@@ -89,7 +88,7 @@ def test_the_same_weights_make_the_same_latents_as_the_published_pipeline(pipe, 
 def test_what_is_missing_is_said_before_anything_is_built(files):
     def says(text, *arguments):
         with pytest.raises(ValueError, match=text):
-            paint_by_example.load(*arguments)
+            loader.load(*arguments)
 
     says("'nothing.ckpt' is not in .*paint_by_example.*huggingface", "nothing.ckpt")
     (files / "half.ckpt").write_bytes((files / "published.ckpt").read_bytes()[:100_000])
@@ -118,7 +117,7 @@ def test_the_recipe_trains_and_its_file_is_what_the_loader_gives(tmp_path, monke
     try:
         path = playground_training.export_weights(nets, tmp_path / "small.safetensors")
         assert path.stat().st_size < 10e6
-        model, encoder, vae = nodes.ExemplaryLoadPaintByExample.execute("small.safetensors", paint_by_example.SAME_FILE).args
+        model, encoder, vae = nodes.ExemplaryLoadPaintByExample.execute("small.safetensors", loader.SAME_FILE).args
     finally:
         folder_paths.folder_names_and_paths["paint_by_example"][0].remove(str(tmp_path))
     loaded = model.model.diffusion_model.state_dict()
@@ -126,10 +125,10 @@ def test_the_recipe_trains_and_its_file_is_what_the_loader_gives(tmp_path, monke
         assert_close(loaded[name].float(), weight, rtol=1e-3, atol=1e-3)  # float16
     pixels = torch.rand(1, 3, 128, 128, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        expected = nets.mapper(nets.pooled(recipe.normalised(pixels)))
-    assert_close(encoder.tokens(pixels), expected, rtol=1e-2, atol=1e-2)  # float16 weights
-    positive, negative = paint_by_example.condition(encoder, pictures(1, 50, 40))
-    ready = stitch.prepare(
+        expected = nets.mapper(nets.pooled(recipe.normalise(pixels)))
+    assert_close(encoder.encode(pixels), expected, rtol=1e-2, atol=1e-2)  # float16 weights
+    positive, negative = conditioning.make_conditioning(encoder, pictures(1, 50, 40))
+    ready = prepare.prepare(
         positive, negative, vae, pictures(1, 128, 128), hole(128, 128), **{**WHOLE, "width": 128, "height": 128}
     )
     assert sample(model, ready).isfinite().all()
@@ -168,7 +167,7 @@ def test_own_pictures_train_any_of_these_files(tmp_path):
         assert not torch.equal(own.unet[first], start.unet[first]) and not torch.equal(
             own.mapper["proj_out.weight"], start.mapper["proj_out.weight"]
         )
-        assert paint_by_example.load("own.safetensors")[2] is not None
+        assert loader.load("own.safetensors")[2] is not None
         (tmp_path / "config.json").write_text(json.dumps({"base": "x", "lr": 1}), encoding="ascii")
         with pytest.raises(ValueError, match="missing: data, output"):
             paint_by_example_training.PaintByExampleRecipe.from_file(tmp_path / "config.json")

@@ -15,11 +15,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ....py.imaging import crop as stitching
+from ....py.imaging import crop, masks
 from ....py.paint_by_example import shapes
-from ....py.paint_by_example.exemplar import normalised
+from ....py.paint_by_example.exemplar import normalise
 from ....py.paint_by_example.model import ExemplarMapper
-from ....py.paint_by_example.training import context_of, exemplar_box, unet_input, usable
+from ....py.paint_by_example.training import exemplar_box, is_usable, make_context, unet_input
 from ....py.playground import world
 from ....py.playground.scene import Box, Scene
 from ...training.augmentation import Augmentation
@@ -59,7 +59,7 @@ class Networks:
 
 def _example(scene: Scene, rng: torch.Generator) -> tuple[Tensor, Tensor, Tensor] | None:
     """Image [3, s, s], hole [s, s] and exemplar with its thing's mask [4, s, s] of a scene, 0..1; None without an object of a usable size."""
-    things = [(number, thing) for number, thing in enumerate(scene.instances, 1) if usable(thing.box)]
+    things = [(number, thing) for number, thing in enumerate(scene.instances, 1) if is_usable(thing.box)]
     if not things:
         return None
     number, thing = things[int(torch.randint(len(things), (), generator=rng))]
@@ -67,7 +67,7 @@ def _example(scene: Scene, rng: torch.Generator) -> tuple[Tensor, Tensor, Tensor
     x0, y0, x1, y1 = exemplar_box(thing.box, SIDE, rng)
     masked = torch.cat([picture, torch.from_numpy(scene.instance_map == number)[None].float()])
     exemplar = F.interpolate(masked[None, :, y0:y1, x0:x1], size=(SIDE, SIDE), mode="bilinear", antialias=True)[0]
-    hole = shapes.mask_shape(_roomy(thing.box, rng), SIDE, SIDE, rng, extension=0.25, jitter=2)
+    hole = shapes.draw_mask_shape(_roomy(thing.box, rng), SIDE, SIDE, rng, extension=0.25, jitter=2)
     return picture, hole, exemplar
 
 
@@ -99,17 +99,17 @@ def _prepared(first: int, number: int, nets: Networks) -> dict[str, Tensor]:
     augment = Augmentation()
 
     def pooled(batch: Tensor) -> Tensor:
-        return nets.pooled(normalised(augment(_before_backdrops(batch, rng), rng))).half()
+        return nets.pooled(normalise(augment(_before_backdrops(batch, rng), rng))).half()
 
     with torch.no_grad():
         latents = torch.cat([nets.encode(batch).half() for batch in pictures.split(32)])
-        known = torch.cat([nets.encode(b).half() for b in stitching.masked(pictures, holes[:, None]).split(32)])
+        known = torch.cat([nets.encode(b).half() for b in crop.erase_hole(pictures, holes[:, None]).split(32)])
         classes = torch.stack([torch.cat([pooled(batch) for batch in exemplars.split(32)]) for _ in range(VIEWS)], dim=1)
     grid = (SIDE // CELL, SIDE // CELL)
     return {
         "latents": latents,
         "known": known,
-        "holes": stitching.cells(holes[:, None], grid, "bilinear").half(),
+        "holes": masks.mask_to_latent(holes[:, None], grid, "bilinear").half(),
         "pooled": classes,
         "objects": torch.tensor([kind == "objects" for kind, _ in found]),
     }
@@ -126,7 +126,7 @@ def train(nets: Networks, folder: Path, schedule: Schedule = SCHEDULE, examples:
     def loss(_: int, rng: torch.Generator) -> Tensor:
         rows = torch.multinomial(weight, BATCH, replacement=True, generator=rng)
         which = torch.randint(data["pooled"].shape[1], (BATCH,), generator=rng)
-        context = context_of(nets.mapper, data["pooled"][rows, which].float(), DROP, rng)
+        context = make_context(nets.mapper, data["pooled"][rows, which].float(), DROP, rng)
         known, hole = data["known"][rows].float(), data["holes"][rows].float()
         return diffusion_loss(
             lambda x, t: nets.unet(unet_input(x, known, hole), t, context=context), data["latents"][rows].float(), rng, alphas

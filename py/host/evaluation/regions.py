@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...evaluation.regions import region, region_scores
-from ...imaging.crop import bounds
-from ..paint_by_example.loader import checked_mask, coloured
+from ...imaging.masks import mask_bounds
+from ..inputs import check_image, check_mask
 
 NODE = "Region CLIP Score"
 
@@ -25,20 +25,21 @@ def measure(clip_vision: Any, image: Tensor, mask: Tensor, exemplar: Tensor) -> 
     Raises:
         ValueError: naming the input, the value and the remedy.
     """
-    masks, count = checked_mask(mask, NODE, "mask"), len(image)
+    image, exemplar = check_image(image, NODE), check_image(exemplar, NODE, "exemplar")
+    masks, count = check_mask(mask, NODE), len(image)
     for name, found in (("mask", len(masks)), ("exemplar", len(exemplar))):
         if found not in (1, count):
             raise ValueError(f"{NODE}: {name} has {found} pictures, but image has {count}. Give one, or one for each.")
     if masks.shape[-2:] != image.shape[1:3]:
         masks = F.interpolate(masks[:, None], size=image.shape[1:3], mode="nearest")[:, 0]
     parts = []
-    for number, picture in enumerate(coloured(image).movedim(-1, 1)):
-        box = bounds(masks[number % len(masks)])
+    for number, picture in enumerate(image.movedim(-1, 1)):
+        box = mask_bounds(masks[number % len(masks)])
         if box is None:
             raise ValueError(f"{NODE}: the mask is empty. Give the mask of the hole that was painted.")
         parts.append(region(picture, box))
     regions = _embedded(clip_vision, torch.stack(parts).movedim(1, -1).clamp(0, 1))
-    scores = region_scores(regions, _embedded(clip_vision, coloured(exemplar)))
+    scores = region_scores(regions, _embedded(clip_vision, exemplar))
     lines = [f"picture {number + 1}: {float(score):.1f}" for number, score in enumerate(scores)]
     return float(scores.mean()), "\n".join([f"mean: {float(scores.mean()):.1f}", *lines])
 

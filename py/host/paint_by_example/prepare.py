@@ -1,24 +1,30 @@
-"""Around the sampling: a window around the hole for the model, and its result back in the picture."""
+"""Before the sampling: a window around the hole, and conditions that contain the source image; and the paper's mask shapes."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from typing import Any
 
+import comfy.model_management
 import node_helpers
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...imaging import crop as stitching
-from ...imaging.crop import Box, Cut
+from ...imaging.crop import CropRecord, crop_hole, erase_hole
+from ...imaging.masks import MASK_RESIZES, mask_bounds, mask_to_latent
 from ...paint_by_example import shapes
-from .loader import REGIONS, checked_mask, coloured
+from ...paint_by_example.training import AREA
+from .. import notices
+from ..crop import CELL, LARGEST_SIDE, record_crop
+from ..inputs import check_choice, check_connected, check_integer, check_mask, check_number
+from .regions import REGIONS
+from .run_check import add_run_check
 
-PREPARE, STITCH, SHAPE = "Paint by Example Prepare", "Stitch", "Mask Shape"
-CELL = 8  # pixels of a latent cell
-LARGEST = 8192
+NODE, SHAPE = "Paint by Example Prepare", "Mask Shape"
+EMPTY, SOURCE = "empty", "source"
+LATENTS = (EMPTY, SOURCE)
+MOST_SHAPES = 64
 
 
 def prepare(
@@ -34,125 +40,91 @@ def prepare(
     context: float = 0.5,
     grow: int = 4,
     feather: int = 8,
-    latent: str = "empty",
+    latent: str = EMPTY,
     mask_resize: str = "bilinear",
     noise_mask: bool = False,
-) -> tuple[list, list, dict, Cut]:
-    """Conditions that know the picture and its hole, the LATENT to sample, and what Stitch needs.
+) -> tuple[list, list, dict, CropRecord]:
+    """Conditions that contain the source image and its hole, the LATENT to sample, and the record for Stitch.
 
     Args:
-        image, mask: [b, h, w, c] and [b, h, w]; one of either serves all of the other.
-        context: for a crop around the hole, the room on each side in sides of the hole.
-        grow, feather: pixels of the source, see `stitching`.
+        image, mask, width, height, context, grow, feather: see `record_crop`; `crop` is its `window`.
         latent: `empty` as published, or `source` for a denoise below 1.
-        mask_resize: how the hole becomes cells of the latent, one of `stitching.MASK_RESIZES`.
+        mask_resize: how the hole is resized to the latent grid, one of `MASK_RESIZES`.
 
     Raises:
-        ValueError: naming the input, the value and the remedy.
+        ValueError: names the input, the value and the remedy.
     """
-    if vae is None:
-        raise ValueError(f"{PREPARE}: the VAE input is empty. Connect the VAE of any Stable Diffusion 1.x model.")
-    cut = cut_around(image, mask, width, height, crop, context, grow, feather)
-    windows, holes = cut.windows(), cut.holes()
-    grid = cut.size[1] // CELL, cut.size[0] // CELL
-    hole = stitching.cells(holes, grid, mask_resize)
-    known = vae.encode(stitching.masked(windows, holes).movedim(1, -1))
-    if latent == "source":
-        samples = vae.encode(windows.movedim(1, -1))
-    else:
-        samples = torch.zeros_like(known)
+    check_connected(vae, NODE, "VAE", "Connect the VAE of any Stable Diffusion 1.x model.")
+    check_choice(latent, NODE, "latent", LATENTS)
+    check_choice(mask_resize, NODE, "mask_resize", MASK_RESIZES)
+    record = record_crop(
+        image,
+        mask,
+        width=width,
+        height=height,
+        window=crop,
+        context=context,
+        grow=grow,
+        feather=feather,
+        node=NODE,
+        item="place where the object should be",
+    )
+    windows, holes = record.windows(), record.holes()
+    _warn_of_extremes(holes)
+    hole = mask_to_latent(holes, (record.size[1] // CELL, record.size[0] // CELL), mask_resize)
+    known = vae.encode(erase_hole(windows, holes).movedim(1, -1))
+    samples = vae.encode(windows.movedim(1, -1)) if latent == SOURCE else torch.zeros_like(known)
     found = {"samples": samples} | ({"noise_mask": hole} if noise_mask else {})
-    told = {"concat_latent_image": known, "concat_mask": hole}
-    positive = [[token, _windowed(options, cut)] for token, options in positive]
+    source = {"concat_latent_image": known, "concat_mask": hole}
+    positive = [[token, _crop_regions(options, record)] for token, options in positive]
     return (
-        node_helpers.conditioning_set_values(positive, told),
-        node_helpers.conditioning_set_values(negative, told),
+        add_run_check(node_helpers.conditioning_set_values(positive, source)),
+        add_run_check(node_helpers.conditioning_set_values(negative, source)),
         found,
-        cut,
+        record,
     )
 
 
-def cut_around(
-    image: Tensor, mask: Tensor, width: int, height: int, crop: str, context: float, grow: int, feather: int, node: str = PREPARE
-) -> Cut:
-    """The windows that `prepare` works on; `node` is who is at fault in a message."""
-    if not torch.is_tensor(image) or image.ndim != 4 or 0 in image.shape:
-        raise ValueError(f"{node}: image is no picture. Connect an IMAGE.")
-    if not image.isfinite().all():
-        raise ValueError(f"{node}: image has values that are no numbers (NaN or infinity). Look at the node that it comes from.")
-    for name, side in (("width", width), ("height", height)):
-        if side % CELL or not CELL <= side <= LARGEST:
-            raise ValueError(f"{node}: {name} is {side}; it must be a multiple of {CELL} from {CELL} to {LARGEST}.")
-    if not (math.isfinite(context) and context >= 0):
-        raise ValueError(f"{node}: context is {context}; it must be a number from 0 on.")
-    mask = checked_mask(mask, node, "mask")
-    image, mask = _matched(image, mask, node)
-    if mask.shape[-2:] != image.shape[1:3]:
-        mask = F.interpolate(mask[:, None], size=image.shape[1:3], mode="bilinear", align_corners=False)[:, 0]
-    hole = stitching.grown((mask > 0.5).float(), grow)
-    picture = (image.shape[2], image.shape[1])
-    boxes = []
-    for number, one in enumerate(hole):
-        found = stitching.bounds(one)
-        if found is None:
-            which = "mask" if len(hole) == 1 else f"mask {number + 1} of {len(hole)}"
-            raise ValueError(f"{node}: the {which} is empty (nothing in it is above one half). Paint where the thing should be.")
-        around = crop == "around the hole"
-        boxes.append(
-            stitching.window_around(found, picture, (width, height), context) if around else stitching.whole_window(picture)
+def _warn_of_extremes(holes: Tensor) -> None:
+    """Warn of holes [b, 1, h, w] of sizes with which the model was not trained."""
+    for share in (float(hole.mean()) for hole in holes):
+        if share > AREA[1]:
+            remedy = "Increase context, reduce grow, or paint a smaller mask"
+        elif 0 < share < AREA[0]:
+            remedy = 'Choose "around the hole" for window, reduce context, or increase grow'
+        else:
+            continue
+        notices.warn_user(
+            f"{NODE}: the hole is {100 * share:.2g} % of the window, and the model was trained with {AREA[0]:.0%} to {AREA[1]:.0%}; "
+            f"the result may ignore the exemplar or its surroundings. {remedy}."
         )
-    source = image if image.shape[-1] >= 3 else coloured(image)
-    return Cut(source, hole, stitching.feathered(hole, feather), tuple(boxes), (width, height))
+        return
 
 
-def _matched(image: Tensor, mask: Tensor, node: str) -> tuple[Tensor, Tensor]:
-    count = max(len(image), len(mask))
-    if len(image) not in (1, count) or len(mask) not in (1, count):
-        raise ValueError(
-            f"{node}: image has {len(image)} pictures and mask has {len(mask)}. Give one of either, or as many of both."
-        )
-    return image.expand(count, *image.shape[1:]), mask.expand(count, *mask.shape[1:])
-
-
-def _windowed(options: dict, cut: Cut) -> dict:
-    """Regional exemplars know places of the whole picture; the model is shown a window of it."""
+def _crop_regions(options: dict, record: CropRecord) -> dict:
+    """Regions of exemplars are masks of the whole image; the model sees a window of it."""
     if REGIONS not in options:
         return options
     regions = []
     for region in options[REGIONS]:
         masks = region.mask
-        if masks.shape[0] not in (1, len(cut.source)):
+        if masks.shape[0] not in (1, len(record.source)):
             raise ValueError(
-                f"{PREPARE}: a region of the exemplars has {masks.shape[0]} masks for {len(cut.source)} pictures. Give one, or one for each."
+                f"{NODE}: region of the exemplars has a batch of {masks.shape[0]}, but image has a batch of {len(record.source)}. "
+                "Connect one region, or one for each."
             )
-        if masks.shape[-2:] != cut.source.shape[1:3]:
-            masks = F.interpolate(masks[:, None], size=cut.source.shape[1:3], mode="bilinear", align_corners=False)[:, 0]
+        if masks.shape[-2:] != record.source.shape[1:3]:
+            masks = F.interpolate(masks[:, None], size=record.source.shape[1:3], mode="bilinear", align_corners=False)[:, 0]
         parts = [
-            stitching.hole_window((masks[n % len(masks)] > 0.5).float()[None, None], box, cut.size)[:, 0]
-            for n, box in enumerate(cut.boxes)
+            crop_hole((masks[index % len(masks)] > 0.5).float()[None, None], box, record.size)[:, 0]
+            for index, box in enumerate(record.boxes)
         ]
         regions.append(replace(region, mask=torch.cat(parts)))
     return {**options, REGIONS: tuple(regions)}
 
 
-def stitch(image: Tensor, cut: Cut, colour_match: float = 0.0) -> Tensor:
-    """Results [n, h, w, c] in their pictures. Outside of the grown and feathered hole these are the source's pixels, bit for bit."""
-    if not torch.is_tensor(image) or image.ndim != 4 or 0 in image.shape:
-        raise ValueError(f"{STITCH}: image is no picture. Connect the decoded result.")
-    if not 0.0 <= colour_match <= 1.0:
-        raise ValueError(f"{STITCH}: colour_match is {colour_match}; it must be a number from 0 to 1.")
-    if not image.isfinite().all():
-        raise ValueError(
-            f"{STITCH}: image has values that are no numbers. The sampling failed; a VAE in half precision is a usual cause."
-        )
-    try:
-        return stitching.pasted(coloured(image), cut, colour_match)
-    except ValueError as error:
-        raise ValueError(f"{STITCH}: {error}") from None
-
-
-def mask_shape(
-    box: Box | tuple[float, float, float, float],
+def make_mask_shapes(
+    box: tuple[float, float, float, float],
     width: int,
     height: int,
     shape: str,
@@ -162,26 +134,43 @@ def mask_shape(
     count: int,
     mask: Tensor | None = None,
 ) -> Tensor:
-    """MASK [n, height, width] of the paper's shapes for a box x0 y0 x1 y1 in 0..1, or around what a mask [b, h, w] shows.
+    """MASK [n, height, width] of the paper's shapes for a box x0 y0 x1 y1 in 0..1, or around what a mask [b, h, w] selects.
 
-    With a mask its own size is used, and there are `count` shapes for each of its pictures.
+    With a mask its own size is used, and there are `count` shapes for each of its images; for an empty one of several they are empty.
+
+    Raises:
+        ValueError: names the input, the value and the remedy.
     """
-    rng = torch.Generator().manual_seed(seed)
+    check_choice(shape, SHAPE, "shape", shapes.SHAPES)
+    extension = check_number(extension, SHAPE, "extension", 0.0, 1.0)
+    jitter = check_integer(jitter, SHAPE, "jitter", 0, 100)
+    count = check_integer(count, SHAPE, "count", 1, MOST_SHAPES)
+    rng = torch.Generator().manual_seed(check_integer(seed, SHAPE, "seed", 0, 2**64 - 1))
+    boxes: list[Any]
     if mask is None:
-        if not all(math.isfinite(v) for v in box) or box[0] >= box[2] or box[1] >= box[3]:
+        width, height = (check_integer(v, SHAPE, name, CELL, LARGEST_SIDE) for name, v in (("width", width), ("height", height)))
+        for name, value in zip(("x", "y", "box_width", "box_height"), (*box[:2], box[2] - box[0], box[3] - box[1])):
+            check_number(value, SHAPE, name, 0.0, 1.0 + 1e-6)
+        if box[0] >= min(box[2], 1.0) or box[1] >= min(box[3], 1.0):
             raise ValueError(
-                f"{SHAPE}: the box {tuple(round(v, 3) for v in box)} has no area. Give a width and a height above 0."
+                f"{SHAPE}: the box {tuple(round(v, 3) for v in box)} has no area. Enter a box_width and a box_height above 0."
             )
-        places: list[Any] = [(box[0] * width, box[1] * height, min(box[2], 1.0) * width, min(box[3], 1.0) * height)]
+        boxes = [(box[0] * width, box[1] * height, min(box[2], 1.0) * width, min(box[3], 1.0) * height)]
     else:
-        masks = checked_mask(mask, SHAPE, "mask")
+        masks = check_mask(mask, SHAPE)
         height, width = masks.shape[-2:]
-        places = []
-        for one in masks:
-            found = stitching.bounds(one)
-            if found is None:
-                raise ValueError(f"{SHAPE}: the mask is empty. Paint a place, or disconnect it and use the box.")
-            places.append(tuple(float(v) for v in found))
-    return torch.stack(
-        [shapes.mask_shape(place, width, height, rng, shape, extension, jitter) for place in places for _ in range(count)]
-    )
+        boxes = [mask_bounds(one) for one in masks]
+        if not any(boxes):
+            raise ValueError(f"{SHAPE}: the mask is empty. Paint a mask, or disconnect it and use the box.")
+        if not all(boxes):
+            notices.warn_user(f"{SHAPE}: {boxes.count(None)} of {len(boxes)} masks are empty; their shapes are empty, too.")
+    found = []
+    for one in boxes:
+        for _ in range(count):
+            comfy.model_management.throw_exception_if_processing_interrupted()
+            if one is None:
+                found.append(torch.zeros(height, width))
+            else:
+                pixels = tuple(float(v) for v in one)
+                found.append(shapes.draw_mask_shape(pixels, width, height, rng, shape, extension, jitter))  # type: ignore[arg-type]
+    return torch.stack(found)

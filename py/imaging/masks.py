@@ -1,0 +1,126 @@
+"""Masks: their extent, growing, feathering, and resizing to the latent grid. A mask selects the pixels where it is above one half."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+MASK_RESIZES = ("bilinear", "nearest", "cover")
+BOX_KERNEL = (
+    65  # up to this width a mean is taken by the pooling kernel, whose time grows with the width; beyond it by running sums
+)
+
+Box = tuple[int, int, int, int]  # x0 y0 x1 y1 in pixels; may reach beyond the image
+
+
+def mask_bounds(mask: Tensor, threshold: float = 0.5) -> Box | None:
+    """The bounding box of the pixels of a mask [h, w] above `threshold`; None if there are none."""
+    rows, columns = (torch.nonzero((mask > threshold).any(dim=axis)).flatten() for axis in (1, 0))
+    if not len(rows):
+        return None
+    return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
+
+
+def pad_box(box: Box, margin: int, image_size: tuple[int, int]) -> Box:
+    """A box with `margin` more pixels on each side, clipped to an image of (width, height)."""
+    (x0, y0, x1, y1), (width, height) = box, image_size
+    return max(x0 - margin, 0), max(y0 - margin, 0), min(x1 + margin, width), min(y1 + margin, height)
+
+
+def grow_mask(mask: Tensor, radius: int) -> Tensor:
+    """A mask [b, h, w] of 0 and 1 with every selected pixel widened to a square of `radius`. The time does not depend on the radius."""
+    if radius <= 0:
+        return mask
+    grown = torch.zeros_like(mask)
+    box = _batch_bounds(mask)
+    if box is not None:
+        x0, y0, x1, y1 = pad_box(box, radius, (mask.shape[2], mask.shape[1]))
+        part = mask[:, y0:y1, x0:x1] > 0
+        for axis in (2, 1):
+            part = _window_sums(part, radius, axis) > 0
+        grown[:, y0:y1, x0:x1] = part.to(mask.dtype)
+    return grown
+
+
+def feather_mask(hole: Tensor, feather: int) -> Tensor:
+    """Weights [b, h, w] of a hole [b, h, w] of 0 and 1: 1 in the hole, falling to 0 over `feather` pixels, exactly 0 beyond."""
+    if feather <= 0:
+        return hole
+    near = feather // 2
+    if not near:
+        soft = 0.5 * grow_mask(hole, feather)
+        return torch.where(hole > 0, torch.ones_like(soft), soft)
+    weight = torch.zeros_like(hole)
+    box = _batch_bounds(hole)
+    if box is None:
+        return weight
+    x0, y0, x1, y1 = pad_box(box, feather, (hole.shape[2], hole.shape[1]))
+    part = hole[:, y0:y1, x0:x1]
+    wide = F.pad(grow_mask(part, feather - near)[:, None], (near,) * 4, mode="replicate")
+    side = 2 * near + 1
+    if side <= BOX_KERNEL:
+        soft = F.avg_pool2d(F.avg_pool2d(wide, (1, side), stride=1), (side, 1), stride=1)[:, 0]
+    else:
+        counts = _window_sums(_window_sums(wide[:, 0] > 0, near, 2), near, 1)[:, near:-near, near:-near]
+        soft = counts.to(hole.dtype) / side**2
+    weight[:, y0:y1, x0:x1] = torch.where(part > 0, torch.ones_like(soft), soft)
+    return weight
+
+
+def looks_inverted(mask: Tensor) -> bool:
+    """Whether a mask [h, w] of an object probably selects the background: most of the image's border, but less of the middle.
+
+    Load Image's MASK is 1 where an image is transparent, so that of a cut-out object selects everything but the object.
+    """
+    selected = mask > 0.5
+    h, w = mask.shape
+    border = torch.cat([selected[0], selected[-1], selected[:, 0], selected[:, -1]]).float().mean()
+    middle = selected[h // 4 : h - h // 4, w // 4 : w - w // 4].float().mean()
+    free = 1 - selected.float().mean()
+    return bool((border >= 0.5 and border - middle >= 0.3) or (border >= 0.95 and free >= 0.005))
+
+
+def mask_to_latent(masks: Tensor, grid: tuple[int, int], method: str) -> Tensor:
+    """Masks [b, 1, h, w] of 0 and 1 on a latent grid of (rows, columns), 0 or 1.
+
+    `bilinear` is the host's method and, except for the rounding, the authors'; `nearest` is diffusers'; with `cover` every latent cell that
+    the mask touches is selected. A mask that would vanish in the first two is resized with `cover`.
+    """
+    if method == "nearest":
+        cells = F.interpolate(masks, size=grid, mode="nearest")
+    elif method == "bilinear":
+        cells = F.interpolate(masks, size=grid, mode="bilinear", align_corners=False).round()
+    else:
+        return resize_covering(masks, grid[::-1])
+    lost = (cells.flatten(1).amax(dim=1) == 0).view(-1, 1, 1, 1)
+    return torch.where(lost, resize_covering(masks, grid[::-1]), cells) if lost.any() else cells
+
+
+def resize_covering(masks: Tensor, size: tuple[int, int]) -> Tensor:
+    """Masks [b, 1, h, w] resized to (width, height); each new pixel has the largest value of the old pixels that it overlaps."""
+    for axis, new in ((-1, size[0]), (-2, size[1])):
+        old = masks.shape[axis]
+        index = torch.arange(new, device=masks.device)
+        first = (index * old) // new
+        last = torch.maximum(((index + 1) * old + new - 1) // new - 1, first)
+        largest = masks.index_select(axis, first)
+        for step in range(1, int((last - first).max()) + 1):
+            largest = torch.maximum(largest, masks.index_select(axis, torch.minimum(first + step, last)))
+        masks = largest
+    return masks
+
+
+def _batch_bounds(masks: Tensor) -> Box | None:
+    """The bounding box of all pixels above 0 of masks [b, h, w]."""
+    return mask_bounds((masks > 0).any(dim=0).to(torch.uint8), 0)
+
+
+def _window_sums(values: Tensor, radius: int, axis: int) -> Tensor:
+    """Sums of whole numbers over windows of 2 radius + 1 along one axis; beyond the ends nothing is added."""
+    values = values.movedim(axis, -1)
+    length = values.shape[-1]
+    sums = F.pad(values.cumsum(-1, dtype=torch.int32), (1, 0))
+    index = torch.arange(length, device=values.device)
+    last, first = (index + radius + 1).clamp(max=length), (index - radius).clamp(min=0)
+    return (sums.index_select(-1, last) - sums.index_select(-1, first)).movedim(-1, axis)
