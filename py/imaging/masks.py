@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image, ImageDraw
 from torch import Tensor
 
 MASK_RESIZES = ("bilinear", "nearest", "cover")
@@ -109,6 +111,13 @@ def resize_covering(masks: Tensor, size: tuple[int, int]) -> Tensor:
             largest = torch.maximum(largest, masks.index_select(axis, torch.minimum(first + step, last)))
         masks = largest
     return masks
+
+
+def fill_polygon(corners: Tensor, width: int, height: int) -> Tensor:
+    """[height, width], 1 on and inside of the corners [n, 2] (x, y), whole pixels (even-odd rule)."""
+    image = Image.new("L", (width, height))
+    ImageDraw.Draw(image).polygon([(int(x), int(y)) for x, y in corners.tolist()], fill=1)
+    return torch.from_numpy(np.array(image)).float()
 
 
 def _batch_bounds(masks: Tensor) -> Box | None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import numpy as np
 import torch
-from PIL import Image, ImageDraw
 from torch import Tensor
+
+from ..imaging.masks import fill_polygon
 
 SHAPES = ("bezier", "rectangle", "either")
 POINTS = torch.arange(1, 19) / 20  # 0.05 .. 0.90: the ends of a curve are left out, as published
@@ -54,13 +54,6 @@ def bezier_corners(box: Box, outer: Box, jitter: int, rng: torch.Generator) -> T
     if jitter:
         found = found + torch.randint(-jitter, jitter + 1, found.shape, generator=rng)
     return found
-
-
-def fill_polygon(corners: Tensor, width: int, height: int) -> Tensor:
-    """[height, width], 1 on and inside of the corners [n, 2] (x, y), whole pixels (even-odd rule)."""
-    image = Image.new("L", (width, height))
-    ImageDraw.Draw(image).polygon([(int(x), int(y)) for x, y in corners.tolist()], fill=1)
-    return torch.from_numpy(np.array(image)).float()
 
 
 def fill_rectangle(box: Box, width: int, height: int) -> Tensor:
