@@ -125,7 +125,7 @@ class SourceAttention:
         run: Any = current_run(options)  # `active` has checked that there is one
         grid = grids.layer_grid(options, q.shape[1])
         chunks = grids.chunks(options, q.shape[0])
-        if grid is None or chunks is None or k.shape[1] < q.shape[1]:
+        if grid is None or chunks is None or k.shape[1] < q.shape[1] or k.shape[0] != q.shape[0]:
             run.warn_once(f"{NODE}: another node rearranges the tokens of an attention layer; it has no effect there.")
             return None
         change = None

@@ -56,7 +56,7 @@ class RegionalExemplars:
         change = None
         for part in grids.conditional_rows(run, options, q, NODE, "regions are not applied"):
             frames = list(part.frames)
-            regions = grids.condition(run, options, part.rows.start // len(frames)).get(REGIONS, ())
+            regions = grids.condition(run, options, part.chunk).get(REGIONS, ())
             if not regions or block is None:
                 continue
             masks = torch.stack([_select(_resize_mask(r.mask, part.grid, part.view), frames) for r in regions])
