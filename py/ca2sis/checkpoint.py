@@ -14,17 +14,15 @@ from __future__ import annotations
 
 import logging
 import math
-import pickle
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from ..weight_files import WeightFile, WeightFileError, check_values, read_weights
 from .codes import Shape, Style, class_names
 from .model import HEADS, LEVELS, Config, Generator
 
@@ -71,27 +69,21 @@ def load(path: str | Path, final_activation: FinalActivation = "auto", noise: bo
             f"CA2-SIS: {path.name!r} is the discriminator, needed in training only. Load the file that ends in _net_G.pth."
         )
     found = prepare(weights, final_activation, noise, metadata.get("final_activation"), path.name)
+    check_values(found.weights, f"CA2-SIS: {path.name}")
     labels = tuple(metadata.get("labels", "").split("\n"))
     return replace(found, labels=labels) if len(labels) == found.config.classes else found
 
 
-def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+def read(path: Path) -> WeightFile:
     """A file's tensors, nested ones under dotted names, and the metadata of a safetensors file. Nothing in it is executed.
 
     Raises:
         ValueError: neither safetensors nor a torch file of tensors.
     """
     try:
-        if path.suffix == ".safetensors":
-            with safe_open(path, "pt") as file:
-                return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
-        return dict(_flat(torch.load(path, map_location="cpu", weights_only=True))), {}
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, KeyError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(
-            f"CA2-SIS: {path.name!r} cannot be read as weights ({reason}). Download it again; it must be the .pth or "
-            ".safetensors file itself, not the web page about it."
-        ) from error
+        return read_weights(path)
+    except WeightFileError as error:
+        raise ValueError(f"CA2-SIS: {error}") from error
 
 
 def prepare(
@@ -144,7 +136,7 @@ def infer(weights: Mapping[str, Tensor], name: str = "the file") -> Config:
     """
 
     def shape(key: str, axes: int) -> list[int]:
-        if key not in weights or weights[key].ndim != axes:
+        if key not in weights or weights[key].ndim != axes or 0 in weights[key].shape:
             found = f"has the shape {list(weights[key].shape)}" if key in weights else "is missing"
             raise ValueError(f"CA2-SIS: {name} holds no generator of CA2-SIS: {key} {found}. Load latest_net_G.pth.")
         return list(weights[key].shape)
@@ -209,14 +201,6 @@ def load_codes(path: str | Path) -> Style | Shape:
     if metadata.get("kind") not in kinds or not {"codes", "present"} <= set(tensors):
         raise ValueError(f"CA2-SIS: {path.name!r} holds no style or shape codes.")
     return kinds[metadata["kind"]](tensors["codes"], tensors["present"].bool(), tuple(metadata["labels"].split("\n")))
-
-
-def _flat(value: object, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
-    if isinstance(value, Tensor):
-        yield prefix[:-1], value
-    elif isinstance(value, Mapping):
-        for key, item in value.items():
-            yield from _flat(item, f"{prefix}{key}.")
 
 
 def _without_prefix(weights: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:

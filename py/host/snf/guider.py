@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import comfy.sampler_helpers
 import comfy.samplers
 import torch
 from torch import Tensor
