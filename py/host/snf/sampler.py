@@ -18,7 +18,7 @@ SCHEDULERS = comfy.samplers.KSampler.SCHEDULERS
 
 
 def sample(guider: Any, latent: dict, seed: int, steps: int, sampler: str, scheduler: str, denoise: float) -> dict:
-    """The LATENT that KSampler would give with this guider instead of its own; noise masks and previews included."""
+    """The LATENT that KSampler would return if it used this guider; noise masks and previews included."""
     import latent_preview
 
     seed = inputs.check_integer(seed, NODE, "seed", 0, 2**64 - 1)
