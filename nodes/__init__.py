@@ -18,6 +18,7 @@ from . import (
     semantic_map_painter,
     snf,
 )
+from .search import add_search_aliases
 
 
 def node_classes() -> list:
@@ -39,3 +40,7 @@ def node_classes() -> list:
         evaluation,
     )
     return [node for module in modules for node in module.NODES]
+
+
+for _node in node_classes():
+    add_search_aliases(_node)
