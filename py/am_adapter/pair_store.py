@@ -20,7 +20,7 @@ class PairStore:
 
     Args:
         like: any tensor [b, ?, ?, h, w] of the type and device of the numbers.
-        tokens: l. channels: c, at most; `encode` may be given fewer, `decode` is told how many.
+        tokens: l. channels: c, at most; `encode` may be given fewer, and `decode` takes how many.
         exact: never 16 bits.
     """
 

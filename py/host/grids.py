@@ -48,7 +48,7 @@ def is_conditional(options: dict, chunk: int) -> bool:
     """Whether a chunk of this call belongs to a positive condition.
 
     The host numbers the conditions of a call in `cond_or_uncond` as its caller lists them. Most callers list the positive ones first, but
-    some list the negative ones first, and extra passes (self-attention guidance, perpendicular negatives) pass one negative list alone.
+    some list the negative ones first, and extra passes (self-attention guidance, perpendicular negatives) pass only a negative list.
     So the condition is looked up by its uuid among those of the guider. A condition that the guider does not know was made by such an
     extra pass and is not what the user prompts for. Only callers that send no uuids are taken at their numbers: 0 is positive.
     """

@@ -51,7 +51,7 @@ class SamplingRun:
 
     @property
     def patcher(self) -> Any:
-        """The MODEL that is being sampled, with every patch that was added after ours."""
+        """The MODEL that is being sampled, with every patch that was added after Exemplary's."""
         return self.guider.model_patcher
 
     def get_or_make(self, key: Hashable, make: Callable[[], Any]) -> Any:
@@ -123,7 +123,7 @@ def running_network(options: dict) -> Any:
 
 
 def install_run(model: Any) -> None:
-    """Make every sampling of this MODEL (already a clone of ours) a `SamplingRun`. Harmless to repeat; keeps what others installed."""
+    """Make every sampling of this MODEL (already a clone) a `SamplingRun`. Harmless to repeat; keeps what others installed."""
     wrappers = (
         (WrappersMP.OUTER_SAMPLE, open_run),
         (WrappersMP.CALC_COND_BATCH, remember_step_latent),

@@ -143,10 +143,10 @@ def as_conditional_rows(options: dict) -> dict:
 
 def attention_of_own_rows(options: dict) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
     """`plain_attention` for rows that a technique made."""
-    ours = as_conditional_rows(options)
+    row_options = as_conditional_rows(options)
 
     def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return plain_attention(q, k, v, ours)
+        return plain_attention(q, k, v, row_options)
 
     return attend
 
@@ -165,7 +165,7 @@ def replace_attention(
 
 
 class AdoptedOfBlock:
-    """A replacement of a whole block that the slots of the block have adopted for a run, to be told from one that a call adds."""
+    """A replacement of a whole block that the slots of the block have adopted for a run, unlike one that a call adds."""
 
     def __init__(self, occupant: Callable):
         self.occupant = occupant

@@ -129,7 +129,7 @@ def _clear_store(patcher: Any, unpatch_all: bool = True) -> None:
 
 
 def register_store(model: Any) -> None:
-    """Let the host manage the store whenever this MODEL (already a clone of ours) is sampled."""
+    """Let the host manage the store whenever this MODEL (already a clone) is sampled."""
     networks.serve(model, "exemplary_features", [_store_patcher()])
 
 

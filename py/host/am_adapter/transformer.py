@@ -89,7 +89,7 @@ class Reading:
 class ExemplarImages(Contribution):
     """One Apply node: exemplars, the map they are used for, and how."""
 
-    pictures: Any = None
+    images: Any = None
     target: Any = None
     settings: Any = None
     match_void: bool = False
@@ -105,8 +105,8 @@ class ExemplarImages(Contribution):
     def exemplars(self, run: SamplingRun, part: Rows, call: ModelCall) -> tuple[Exemplar, ...]:
         if call.arguments.get("c_concat") is not None:
             raise ValueError(_MORE_CHANNELS.format(node=self.node, model="a model with further image channels"))
-        features = lookup_features(Reading(call, part.rows.start, self.pictures.prompt), self.pictures, call.sigma)  # type: ignore[arg-type]
-        return tuple(self._exemplar(run, part, features, index) for index in range(len(self.pictures)))
+        features = lookup_features(Reading(call, part.rows.start, self.images.prompt), self.images, call.sigma)  # type: ignore[arg-type]
+        return tuple(self._exemplar(run, part, features, index) for index in range(len(self.images)))
 
     def _exemplar(self, run: SamplingRun, part: Rows, features: Features, index: int) -> Exemplar:
         grid = next(iter(features.layers.values()))[2]
@@ -120,13 +120,13 @@ class ExemplarImages(Contribution):
     ) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
         """s [f, n], k [f, n] or None, and the class factors [f, n, c] and [m, c]."""
         settings: Settings = self.settings
-        labels = self.pictures.labels[index if len(self.pictures.labels) > 1 else 0][None]
+        labels = self.images.labels[index if len(self.images.labels) > 1 else 0][None]
         void = None if self.match_void else VOID
         same = compare_classes(
             part_of(self.target.labels, part.view), labels, part.grid, grid, behaviour=PAPER_FORMULAS, void=void
         )
         same = same.select(list(part.frames))
-        share = torch.full(same.rows.shape[:2], settings.strength / len(self.pictures))
+        share = torch.full(same.rows.shape[:2], settings.strength / len(self.images))
         where = self.target.mask_on(run, part.grid, part.view)
         if where is not None:
             share = share * part.of(where)
@@ -182,7 +182,7 @@ def check(model: Any, node: str, adapter: Any, mode: str) -> None:
 
 def apply(
     model: Any,
-    pictures: EncodedExemplars,
+    images: EncodedExemplars,
     target: Target,
     settings: Settings,
     percent: PercentRange,
@@ -198,8 +198,8 @@ def apply(
     if not is_all:
         notices.warn_user(f"{node}: parts and levels are for Stable Diffusion; on this MODEL all layers use the exemplar.")
     patch = families.require_family(model, node).patch(families.plain_network(model.get_model_object("diffusion_model")))
-    height, width = (side - side % patch for side in pictures.latents.shape[-2:])
-    pictures = replace(pictures, latents=pictures.latents[..., :height, :width])  # whole patches only
-    clone = install(model, ExemplarImages(node, percent, (), pictures, target, settings, match_void))
+    height, width = (side - side % patch for side in images.latents.shape[-2:])
+    images = replace(images, latents=images.latents[..., :height, :width])  # whole patches only
+    clone = install(model, ExemplarImages(node, percent, (), images, target, settings, match_void))
     cache.register_store(clone)
     return clone
