@@ -1,10 +1,11 @@
-"""Measures of what a workflow has made."""
+"""Measures of generated images."""
 
 from __future__ import annotations
 
 from comfy_api.latest import io, ui
 
 from ..py.evaluation.detection import success_rate
+from ..py.host import inputs
 from ..py.host.evaluation import instances as host
 from ..py.host.evaluation import regions as region_score
 from .types import InstancesType
@@ -18,19 +19,19 @@ class ExemplaryInstanceSuccess(io.ComfyNode):
         return io.Schema(
             node_id="ExemplaryInstanceSuccess",
             display_name="Instance Success",
-            category="exemplary/evaluation",
+            category="exemplary/Evaluation",
             description=(
-                "How many of the asked objects stand in their boxes and are what their phrases say: the share, box overlaps and average "
-                "precision, over all pictures of the batch."
+                "Measures how many objects are in their boxes and match their phrases: success rate, box overlap and average precision over all "
+                "images of the batch."
             ),
             inputs=[
-                io.Image.Input("images", tooltip="The results; each picture is measured against the same instances."),
-                InstancesType.Input("instances", tooltip="The boxes and phrases that the pictures were made with."),
+                io.Image.Input("images", tooltip="Generated images; each is compared with the same instances."),
+                InstancesType.Input("instances", tooltip="Boxes and phrases that the images were generated with."),
                 io.Combo.Input(
                     "judge",
                     options=list(_JUDGES),
                     default=_JUDGES[0],
-                    tooltip="playground: knows the drawn world's things only. own models: the folders below, for real pictures.",
+                    tooltip="playground: a detector for the playground's drawn objects. own models: the models in the folders below, for photos.",
                 ),
                 io.Float.Input(
                     "overlap",
@@ -38,17 +39,17 @@ class ExemplaryInstanceSuccess(io.ComfyNode):
                     min=0.05,
                     max=0.95,
                     step=0.05,
-                    tooltip="How much a found box must overlap the asked one (intersection over union) to count.",
+                    tooltip="Least overlap (intersection over union) of the detected box with the instance's box. 0.5 is usual.",
                 ),
                 io.String.Input(
                     "detector",
                     default="",
-                    tooltip="Folder of a zero-shot object detector of transformers, such as Grounding DINO or OWL-ViT. Nothing is downloaded.",
+                    tooltip="Folder with a zero-shot object detector for transformers, such as Grounding DINO or OWL-ViT. Nothing is downloaded.",
                 ),
                 io.String.Input(
                     "vision_language_model",
                     default="",
-                    tooltip="Folder of an image-text-to-text model of transformers, asked what is in each box. Empty: the detector's word counts.",
+                    tooltip="Folder with an image-text-to-text model for transformers that checks each box. If empty, the detector decides.",
                 ),
             ],
             outputs=[io.Float.Output(display_name="success"), io.String.Output(display_name="report")],
@@ -57,7 +58,9 @@ class ExemplaryInstanceSuccess(io.ComfyNode):
 
     @classmethod
     def execute(cls, images, instances, judge, overlap, detector, vision_language_model) -> io.NodeOutput:
-        chosen = host.judge_named(host.PLAYGROUND if judge == _JUDGES[0] else detector, vision_language_model)
+        inputs.check_choice(judge, host.NODE, "judge", _JUDGES)
+        inputs.check_number(overlap, host.NODE, "overlap", 0.0, 1.0)
+        chosen = host.load_named_judge(host.PLAYGROUND if judge == _JUDGES[0] else detector, vision_language_model)
         score = host.measure(images, instances, chosen, overlap)
         text = host.report(score, instances)
         return io.NodeOutput(success_rate(score.found), text, ui=ui.PreviewText(text))
@@ -69,16 +72,16 @@ class ExemplaryRegionCLIPScore(io.ComfyNode):
         return io.Schema(
             node_id="ExemplaryRegionCLIPScore",
             display_name="Region CLIP Score",
-            category="exemplary/evaluation",
+            category="exemplary/Evaluation",
             description=(
-                "How much the painted place looks like the exemplar, as Paint by Example measures it: 100 times the cosine of the two pictures' "
-                "CLIP embeddings. Scores of different CLIP models cannot be compared; papers use ViT-B/32."
+                "Measures how similar the inpainted region is to the reference image, as in Paint by Example: 100 times the cosine of the CLIP "
+                "embeddings of both. Scores of different CLIP models cannot be compared; papers use ViT-B/32."
             ),
             inputs=[
-                io.ClipVision.Input("clip_vision", tooltip="Any CLIP; papers use ViT-B/32."),
-                io.Image.Input("image", tooltip="The result."),
-                io.Mask.Input("mask", tooltip="The hole that was painted; the rectangle around it is looked at."),
-                io.Image.Input("exemplar", tooltip="The picture of the thing."),
+                io.ClipVision.Input("clip_vision", tooltip="Any CLIP vision model; papers use ViT-B/32."),
+                io.Image.Input("image", tooltip="Generated image or images."),
+                io.Mask.Input("mask", tooltip="Region that was inpainted; the rectangle around it is measured."),
+                io.Image.Input("exemplar", tooltip="Reference image (the exemplar): one for all results, or one per result."),
             ],
             outputs=[io.Float.Output(display_name="score"), io.String.Output(display_name="report")],
             is_output_node=True,

@@ -26,3 +26,5 @@ ClassConditioningsType = io.Custom("EXEMPLARY_CLASS_CONDITIONINGS")
 
 #: Boxes as other packs and the host emit them.
 BOX_TYPES = [io.Custom(name) for name in ("BBOX", "BOUNDING_BOX", "BOUNDING_BOXES", "SEGS")]
+#: The same as plain data: the host's box editor, Florence-2 nodes and others.
+DETECTION_TYPES = [io.Custom(name) for name in ("ARRAY", "JSON", "DICT", "LIST")]

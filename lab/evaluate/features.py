@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def clip_score(images: Tensor, texts: Tensor) -> float:
-    """100 times the mean cosine of each image [n, c] with its own text [n, c], no less than 0 a pair (arXiv 2104.08718 without weight)."""
+    """100 times the mean cosine of each image [n, c] with its own text [n, c], at least 0 per pair (arXiv 2104.08718 without weight)."""
     return float(100 * F.cosine_similarity(images.double(), texts.double(), dim=-1).clamp(min=0).mean())
 
 
@@ -20,7 +20,7 @@ def frechet_distance(a: Tensor, b: Tensor) -> float:
     The trace of the root is taken through symmetric matrices, so that it is real. Raises ValueError on fewer than two rows.
     """
     if min(len(a), len(b)) < 2:
-        raise ValueError(f"A Frechet distance needs two images on each side at least; there are {len(a)} and {len(b)}.")
+        raise ValueError(f"A Frechet distance needs at least two images on each side; there are {len(a)} and {len(b)}.")
     a, b = a.double(), b.double()
     covariance_a, covariance_b = torch.cov(a.T), torch.cov(b.T)
     values, vectors = torch.linalg.eigh(covariance_a)

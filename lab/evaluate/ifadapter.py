@@ -19,7 +19,7 @@ from .setup import Studio, records
 NEEDS = ["ifadapter/playground_ifadapter"]
 
 
-def _paint_layouts(studio: Studio, adapter: trained.Adapter | None = None) -> measures.PaintLayout:
+def _paint_layouts(studio: Studio, adapter: trained.LoadedAdapter | None = None) -> measures.PaintLayout:
     """Images of layouts with an adapter or with the weight-free method, as the node applies them."""
 
     def paint(scenes: Sequence[Scene], seeds: Sequence[int]) -> Tensor:
@@ -44,7 +44,7 @@ def _trained(studio: Studio) -> dict[str, measures.PaintLayout]:
     }
 
 
-def _with_tokens(kept: slice) -> trained.Adapter:
+def _with_tokens(kept: slice) -> trained.LoadedAdapter:
     """The shipped adapter with some of the tokens of each instance alone."""
     adapter = trained.read(playground.IFADAPTER)
     network = adapter.patcher.model

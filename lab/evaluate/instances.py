@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from ...py.evaluation import judges
-from ...py.evaluation.detection import Judge, Outcome, Wanted, outcomes
+from ...py.evaluation.detection import Judge, Outcome, Wanted, find_outcomes
 from ...py.evaluation.table import table
 from ...py.host import playground
-from ...py.host.evaluation.instances import PLAYGROUND, Score, judge_named
+from ...py.host.evaluation.instances import PLAYGROUND, Score, load_named_judge
 from ..training.files import IMAGE_ENDINGS
 from ..training.images import open_rgb, to_tensor
 from ..training.layout_data import LayoutEntry, read_layouts
@@ -41,7 +41,7 @@ def measure_folder(folder: Path, layouts: Sequence[LayoutEntry], judge: Judge, e
         picture = to_tensor(open_rgb(path.name, path.read_bytes)).permute(2, 0, 1)
         width, height = entry.size or (picture.shape[2], picture.shape[1])
         boxes = [(x / width, y / height, (x + w) / width, (y + h) / height) for x, y, w, h in entry.boxes]
-        found += outcomes(judge, picture, [Wanted(box, phrase) for box, phrase in zip(boxes, entry.phrases)])
+        found += find_outcomes(judge, picture, [Wanted(box, phrase) for box, phrase in zip(boxes, entry.phrases)])
         pictures.append(picture)
         captions.append(entry.caption)
     if not pictures:
@@ -79,7 +79,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--clip", default="", help="playground, or the folder of a CLIP model")
     options = parser.parse_args(arguments)
     try:
-        judge = judge_named(options.judge, options.vlm)
+        judge = load_named_judge(options.judge, options.vlm)
         embed = None
         if options.clip:
             embed = playground_embedders() if options.clip == PLAYGROUND else judges.clip_embedders(options.clip)

@@ -75,7 +75,7 @@ def train_ifadapter(folder: Path) -> None:
     network = IFAdapter(config)
 
     def phrase_features(phrases):
-        found = ifadapter_text.encode(clip, phrases, config, "Playground training")
+        found = ifadapter_text.encode_for_adapter(clip, phrases, config, "Playground training")
         return found.hidden, found.eot, found.counts
 
     ifadapter.train(

@@ -173,7 +173,7 @@ def playground_config(unet: Any) -> Config:
 def batch_of(examples: Sequence[LayoutExample], clip: Any, config: Config) -> Batch:
     """Examples as the adapter's batch, padded to the largest number of instances; phrases encoded by the host's CLIP."""
     phrases = [phrase for each in examples for phrase in each.phrases]
-    found = ifadapter_text.encode(clip, phrases or [""], config, TRAINER)
+    found = ifadapter_text.encode_for_adapter(clip, phrases or [""], config, TRAINER)
     slots_used = max(1, *(len(each.phrases) for each in examples))
     rows, number = torch.zeros(len(examples), slots_used, dtype=torch.long), 0
     boxes = torch.zeros(len(examples), slots_used, 4)
@@ -216,14 +216,14 @@ def _sampler(base: FrozenBase, network: IFAdapter, recipe: IFAdapterRecipe, data
         layouts.append((shown.caption, Instances(tuple(map(Instance, shown.boxes, shown.phrases)))))
     file = Path(recipe.output) / f"{recipe.name}.safetensors"
 
-    def drawn(adapter: trained.Adapter) -> Iterator[tuple[Any, list]]:
+    def drawn(adapter: trained.LoadedAdapter) -> Iterator[tuple[Any, list]]:
         for caption, instances in layouts:
             yield ifadapter.apply(base.model, base.clip, instances, adapter=adapter), encode_prompt(base.clip, caption)
 
     def write(step: int) -> None:
         _save(file, network)
         state = {key: value.detach().clone() for key, value in network.state_dict().items()}
-        adapter = trained.Adapter(networks.load(IFAdapter, state, network.config), network.config, recipe.name)
+        adapter = trained.LoadedAdapter(networks.load(IFAdapter, state, network.config), network.config, recipe.name)
         how: dict[str, Any] = {"steps": recipe.sample_steps, "cfg": recipe.sample_cfg, "side": recipe.resolution}
         write_samples(file, step, drawn(adapter), base.clip, base.vae, **how)
         base.move_to_device()
@@ -255,12 +255,12 @@ def train(recipe: IFAdapterRecipe) -> list[float]:
     torch.manual_seed(recipe.seed)
     if recipe.start_from:
         config, weights = checkpoint.read(recipe.start_from)
-        trained.check_base(base.model, trained.Adapter(None, config, Path(recipe.start_from).name))
+        trained.check_base(base.model, trained.LoadedAdapter(None, config, Path(recipe.start_from).name))
         network = IFAdapter(config)
         network.load_state_dict({key: value.float() for key, value in weights.items()})
     else:
         network = IFAdapter(config_for(base, recipe.adapter))
-    ifadapter_text.encode(
+    ifadapter_text.encode_for_adapter(
         base.clip, ["a"], network.config, TRAINER
     )  # refuses text encoders that do not fit before the first step
     log.info("%d images, %d weights to train", len(data), sum(weight.numel() for weight in network.parameters()))

@@ -1,1 +1,1 @@
-"""What makes a result measurable: instance success, boxes, CLIP score, Frechet distance. Judges are the caller's choice."""
+"""Measures of results: instance success, boxes, CLIP score, Frechet distance. The caller chooses the judge."""

@@ -1,8 +1,8 @@
-"""Are the asked things there, in their boxes? Instance success, IoU and average precision from what a judge finds.
+"""Whether the requested objects are in their boxes: instance success, IoU and average precision from the detections of a judge.
 
-Instance success is the IFG task's measure (IFAdapter, arXiv 2409.08240): a thing succeeds if the best found box has at least 0.5 IoU with
-the asked one and what is in it is what the phrase says. Average precision is COCO's (mean over IoU 0.5 to 0.95, 101 recall points), each
-phrase of each picture being a class of its own.
+Instance success is the measure of the IFG task (IFAdapter, arXiv 2409.08240): an object succeeds if the best detected box has at least 0.5
+IoU with the requested one and its content matches the phrase. Average precision is COCO's (mean over IoU 0.5 to 0.95, 101 recall points),
+where each phrase of each image is a separate class.
 """
 
 from __future__ import annotations
@@ -20,27 +20,27 @@ OVERLAPS = tuple(0.5 + 0.05 * step for step in range(10))
 
 @dataclass(frozen=True)
 class Detection:
-    """A thing that a judge sees when asked for a phrase."""
+    """An object that a judge detects for a phrase."""
 
     box: Box
     score: float
 
 
 class Judge(Protocol):
-    """What looks at a picture [3, h, w] in 0..1."""
+    """Detects and checks objects in an image [3, h, w] in 0..1."""
 
-    def detect(self, picture: Tensor, phrase: str) -> Sequence[Detection]:
-        """Candidates for this phrase anywhere in the picture; too many do no harm."""
+    def detect(self, image: Tensor, phrase: str) -> Sequence[Detection]:
+        """Candidates for this phrase anywhere in the image; additional ones do no harm."""
         ...
 
-    def matches(self, picture: Tensor, box: Box, phrase: str) -> bool:
-        """Is what stands in this box what the phrase says?"""
+    def matches(self, image: Tensor, box: Box, phrase: str) -> bool:
+        """Whether the content of this box matches the phrase."""
         ...
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """One thing that was asked for."""
+    """One requested object."""
 
     box: Box
     phrase: str
@@ -48,7 +48,7 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one wanted thing: IoU of the best candidate, whether it succeeded, all candidates."""
+    """The result for one requested object: IoU of the best candidate, whether it succeeded, all candidates."""
 
     wanted: Wanted
     overlap: float
@@ -64,25 +64,25 @@ def iou(a: Box, b: Box) -> float:
     return both / union if union > 0 else 0.0
 
 
-def outcomes(judge: Judge, picture: Tensor, wanted: Iterable[Wanted], overlap: float = 0.5) -> list[Outcome]:
-    """Look for every wanted thing of one picture."""
+def find_outcomes(judge: Judge, image: Tensor, wanted: Iterable[Wanted], overlap: float = 0.5) -> list[Outcome]:
+    """Look for every requested object in one image."""
     found = []
-    for thing in wanted:
-        candidates = tuple(judge.detect(picture, thing.phrase))
-        best = max(candidates, key=lambda each: iou(each.box, thing.box), default=None)
-        share = 0.0 if best is None else iou(best.box, thing.box)
-        success = best is not None and share >= overlap and judge.matches(picture, best.box, thing.phrase)
-        found.append(Outcome(thing, share, success, candidates))
+    for requested in wanted:
+        candidates = tuple(judge.detect(image, requested.phrase))
+        best = max(candidates, key=lambda each: iou(each.box, requested.box), default=None)
+        share = 0.0 if best is None else iou(best.box, requested.box)
+        success = best is not None and share >= overlap and judge.matches(image, best.box, requested.phrase)
+        found.append(Outcome(requested, share, success, candidates))
     return found
 
 
 def success_rate(found: Sequence[Outcome]) -> float:
-    """The share of things that succeeded; 0 of none."""
+    """The share of objects that succeeded; 0 if there are none."""
     return sum(each.success for each in found) / len(found) if found else 0.0
 
 
 def mean_overlap(found: Sequence[Outcome]) -> float:
-    """The mean best IoU; 0 of none."""
+    """The mean best IoU; 0 if there are none."""
     return sum(each.overlap for each in found) / len(found) if found else 0.0
 
 
@@ -107,5 +107,5 @@ def _precision(found: Sequence[Outcome], overlap: float) -> float:
     precision = hits / torch.arange(1, len(ranked) + 1)
     precision = precision.flip(0).cummax(0).values.flip(0)  # the best precision at this recall or more
     points = torch.linspace(0, 1, 101)
-    place = torch.searchsorted(recall, points - 1e-6)
-    return float(torch.where(place < len(recall), precision[place.clamp(max=len(recall) - 1)], torch.zeros(())).mean())
+    index = torch.searchsorted(recall, points - 1e-6)
+    return float(torch.where(index < len(recall), precision[index.clamp(max=len(recall) - 1)], torch.zeros(())).mean())

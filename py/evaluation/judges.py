@@ -1,11 +1,12 @@
-"""Judges for real pictures: a zero-shot detector, and a vision-language model that answers yes or no; both `transformers` models.
+"""Judges for photos: a zero-shot detector, and a vision-language model that answers yes or no; both are `transformers` models.
 
-They are read from folders on this machine and nothing is ever downloaded. Any model of the tasks "zero-shot-object-detection" (Grounding
-DINO, OWL-ViT) and "image-text-to-text" will do.
+They are loaded from folders on this machine and nothing is downloaded. Any model of the tasks "zero-shot-object-detection" (Grounding
+DINO, OWL-ViT) and "image-text-to-text" works.
 """
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,26 +17,26 @@ from torch import Tensor
 
 from .detection import Box, Detection
 
-QUESTION = "Does this picture show {phrase}? Answer with yes or no."
+QUESTION = "Does this image show {phrase}? Answer with yes or no."
 LEAST = 0.1  # score of a candidate
-ROOM = 0.05  # of a box's side, around what the vision-language model is shown
+MARGIN = 0.05  # of a box's side, around the crop for the vision-language model
 
-#: A PIL picture and a phrase -> [{"box": {"xmin" ...} in pixels, "score"}].
+#: A PIL image and a phrase -> [{"box": {"xmin" ...} in pixels, "score"}].
 Detector = Callable[[Image.Image, str], Sequence[dict]]
-#: A PIL picture and a question -> the answer.
+#: A PIL image and a question -> the answer.
 Answerer = Callable[[Image.Image, str], str]
 
 
 @dataclass(frozen=True)
 class DetectorJudge:
-    """Boxes from a detector; what is in them from a vision-language model, or, without one, from the detector's word alone."""
+    """Boxes from a detector; their content is checked by a vision-language model or, without one, by the detector only."""
 
     detector: Detector
     answerer: Answerer | None = None
 
-    def detect(self, picture: Tensor, phrase: str) -> list[Detection]:
+    def detect(self, image: Tensor, phrase: str) -> list[Detection]:
         """Candidates with a score of at least `LEAST`."""
-        shown = as_pil(picture)
+        shown = as_pil(image)
         found = []
         for each in self.detector(shown, phrase):
             x0, y0, x1, y1 = (float(each["box"][edge]) for edge in ("xmin", "ymin", "xmax", "ymax"))
@@ -44,61 +45,70 @@ class DetectorJudge:
                 found.append(Detection(box, float(each["score"])))
         return found
 
-    def matches(self, picture: Tensor, box: Box, phrase: str) -> bool:
-        """What the vision-language model says of the crop."""
+    def matches(self, image: Tensor, box: Box, phrase: str) -> bool:
+        """Whether the vision-language model answers yes for the crop."""
         if self.answerer is None:
             return True
-        shown = as_pil(picture)
-        w, h = ROOM * (box[2] - box[0]), ROOM * (box[3] - box[1])
+        shown = as_pil(image)
+        w, h = MARGIN * (box[2] - box[0]), MARGIN * (box[3] - box[1])
         edges = (max(box[0] - w, 0.0), max(box[1] - h, 0.0), min(box[2] + w, 1.0), min(box[3] + h, 1.0))
         left, top = int(edges[0] * shown.width), int(edges[1] * shown.height)
         crop = shown.crop((left, top, max(left + 1, round(edges[2] * shown.width)), max(top + 1, round(edges[3] * shown.height))))
         return self.answerer(crop, QUESTION.format(phrase=phrase)).strip().lower().startswith("yes")
 
 
-def as_pil(picture: Tensor) -> Image.Image:
-    """[3, h, w] in 0..1 -> a picture of 8 bits."""
-    return Image.fromarray(picture.detach().float().clamp(0, 1).mul(255).round().byte().permute(1, 2, 0).cpu().numpy())
+def as_pil(image: Tensor) -> Image.Image:
+    """[3, h, w] in 0..1 -> an 8-bit image."""
+    return Image.fromarray(image.detach().float().clamp(0, 1).mul(255).round().byte().permute(1, 2, 0).cpu().numpy())
 
 
 def from_folders(detector: str, answerer: str = "") -> DetectorJudge:
-    """Load the models of two folders. Raises ValueError if one is no folder or holds no such model."""
+    """Load the models of two folders. Raises ValueError if a folder does not exist or contains no such model."""
     find = _pipeline("zero-shot-object-detection", detector, "detector")
 
-    def detect(picture: Image.Image, phrase: str) -> Sequence[dict]:
-        return find(picture, candidate_labels=[phrase], threshold=LEAST)
+    def detect(image: Image.Image, phrase: str) -> Sequence[dict]:
+        return find(image, candidate_labels=[phrase], threshold=LEAST)
 
     if not answerer:
         return DetectorJudge(detect)
     ask = _pipeline("image-text-to-text", answerer, "vision-language model")
 
-    def answer(picture: Image.Image, question: str) -> str:
-        said = [{"role": "user", "content": [{"type": "image", "image": picture}, {"type": "text", "text": question}]}]
-        return str(ask(text=said, max_new_tokens=5, return_full_text=False)[0]["generated_text"])
+    def answer(image: Image.Image, question: str) -> str:
+        message = [{"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": question}]}]
+        return str(ask(text=message, max_new_tokens=5, return_full_text=False)[0]["generated_text"])
 
     return DetectorJudge(detect, answer)
 
 
 def _pipeline(task: str, folder: str, what: str) -> Any:
-    import transformers  # seconds to import, and most users never judge
+    import transformers  # takes seconds to import, and most users never need it
 
     _check_folder(folder, what, task)
-    make: Any = transformers.pipeline  # its overloads know tasks by their literal names only
+    make: Any = transformers.pipeline  # its overloads are typed for literal task names only
     try:
         return make(task, model=folder, local_files_only=True)
-    except (OSError, ValueError, KeyError) as error:
-        raise ValueError(f"The folder {folder!r} holds no {task} model: {str(error).splitlines()[0]}") from None
+    except (
+        Exception
+    ) as error:  # a damaged or hostile file raises whatever the first wrong byte leads to; nothing in it is executed
+        raise ValueError(f"The folder {folder!r} contains no {task} model: {_explain(error)}") from None
+
+
+def _explain(error: Exception) -> str:
+    """The first line of an error, but not torch's advice to load a file unsafely."""
+    if isinstance(error, pickle.UnpicklingError):
+        return "its weights are damaged or contain more than weights, and were not loaded."
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _check_folder(folder: str, what: str, task: str) -> None:
     if not folder or not Path(folder).is_dir():
         raise ValueError(
-            f"The {what}'s folder {folder!r} is not there. Download a {task} model from the Hugging Face hub into a folder."
+            f"The {what}'s folder {folder!r} does not exist. Download a {task} model from the Hugging Face hub into a folder."
         )
 
 
 def clip_embedders(folder: str) -> tuple[Callable[[Sequence[Tensor]], Tensor], Callable[[Sequence[str]], Tensor]]:
-    """Pictures [3, h, w] and texts -> embeddings [n, c], by a CLIP model of `transformers` in a folder. Raises ValueError as above."""
+    """Images [3, h, w] and texts -> embeddings [n, c], by a CLIP model of `transformers` in a folder. Raises ValueError as above."""
     import torch
     from transformers import CLIPModel, CLIPProcessor
 
@@ -106,16 +116,16 @@ def clip_embedders(folder: str) -> tuple[Callable[[Sequence[Tensor]], Tensor], C
     try:
         model: Any = CLIPModel.from_pretrained(folder, local_files_only=True)
         prepare: Any = CLIPProcessor.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, KeyError) as error:
-        raise ValueError(f"The folder {folder!r} holds no CLIP model: {str(error).splitlines()[0]}") from None
+    except Exception as error:
+        raise ValueError(f"The folder {folder!r} contains no CLIP model: {_explain(error)}") from None
 
-    def of_pictures(pictures: Sequence[Tensor]) -> Tensor:
+    def embed_images(images: Sequence[Tensor]) -> Tensor:
         with torch.no_grad():
-            return torch.cat([model.get_image_features(**prepare(images=as_pil(each), return_tensors="pt")) for each in pictures])
+            return torch.cat([model.get_image_features(**prepare(images=as_pil(each), return_tensors="pt")) for each in images])
 
-    def of_texts(texts: Sequence[str]) -> Tensor:
+    def embed_texts(texts: Sequence[str]) -> Tensor:
         with torch.no_grad():
             rows = [prepare(text=text, truncation=True, return_tensors="pt") for text in texts]
             return torch.cat([model.get_text_features(**row) for row in rows])
 
-    return of_pictures, of_texts
+    return embed_images, embed_texts

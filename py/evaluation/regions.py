@@ -1,7 +1,7 @@
-"""How well one place of a picture shows a given thing: the region CLIP score, and the quality score of whole pictures.
+"""How similar one region of an image is to a reference image: the region CLIP score, and the quality score of whole images.
 
-As Paint by Example (arXiv 2211.13227) measures, without three slips of its published code: a region is the rectangle around the whole mask
-whatever its shape, its last row and column belong to it, and pictures are resized before they are normalised.
+As Paint by Example (arXiv 2211.13227) measures, without three errors of its published code: a region is the rectangle around the whole mask
+whatever its shape, its last row and column belong to it, and images are resized before they are normalised.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 COMPONENTS = 20  # of the mixture
-FULL_MARK = 300.0  # a log likelihood from which on a picture is as good as any
+FULL_MARK = 300.0  # log likelihood from which on the quality is 100
 
 
 def region_scores(regions: Tensor, exemplars: Tensor) -> Tensor:
@@ -19,27 +19,25 @@ def region_scores(regions: Tensor, exemplars: Tensor) -> Tensor:
     return 100 * F.cosine_similarity(regions.double(), exemplars.double(), dim=-1)
 
 
-def region(picture: Tensor, box: tuple[int, int, int, int], side: int = 224) -> Tensor:
-    """The rectangle x0 y0 x1 y1 (pixels, ends excluded) of a picture [3, h, w] as a square [3, side, side], its aspect ratio ignored."""
+def region(image: Tensor, box: tuple[int, int, int, int], side: int = 224) -> Tensor:
+    """The rectangle x0 y0 x1 y1 (pixels, ends excluded) of a image [3, h, w] as a square [3, side, side], its aspect ratio ignored."""
     x0, y0, x1, y1 = box
-    return F.interpolate(picture[None, :, y0:y1, x0:x1], size=(side, side), mode="bilinear", align_corners=False, antialias=True)[
-        0
-    ]
+    return F.interpolate(image[None, :, y0:y1, x0:x1], size=(side, side), mode="bilinear", align_corners=False, antialias=True)[0]
 
 
 def quality_scores(log_likelihoods: Tensor) -> Tensor:
-    """Log likelihoods [n] of CLIP features under a Gaussian mixture of real pictures' -> 0..100 each."""
+    """Log likelihoods [n] of CLIP features under a Gaussian mixture of real images' -> 0..100 each."""
     return 100 * (log_likelihoods / FULL_MARK).clamp(0, 1)
 
 
 def mixture_of(features: Tensor, components: int = COMPONENTS, seed: int = 0):
-    """A Gaussian mixture of the features [n, c] of real pictures, as the quality score wants it (20 components on CLIP ViT-B/32).
+    """A Gaussian mixture of the features [n, c] of real images, as the quality score uses it (20 components on CLIP ViT-B/32).
 
-    Its `score_samples(features)` gives the log likelihoods. Raises ValueError if there are fewer pictures than components.
+    Its `score_samples(features)` gives the log likelihoods. Raises ValueError if there are fewer images than components.
     """
     if len(features) < components:
-        raise ValueError(f"A mixture of {components} components needs as many pictures at least; there are {len(features)}.")
-    from sklearn.mixture import GaussianMixture  # for measuring only: no node needs it
+        raise ValueError(f"A mixture of {components} components needs at least as many images; there are {len(features)}.")
+    from sklearn.mixture import GaussianMixture  # only for measuring: no node needs it
 
     return GaussianMixture(components, covariance_type="full", random_state=seed, reg_covar=1e-4).fit(
         features.double().cpu().numpy()
@@ -47,5 +45,5 @@ def mixture_of(features: Tensor, components: int = COMPONENTS, seed: int = 0):
 
 
 def quality(mixture, features: Tensor) -> float:
-    """The mean quality score of pictures with these features [n, c]."""
+    """The mean quality score of images with these features [n, c]."""
     return float(quality_scores(torch.from_numpy(mixture.score_samples(features.double().cpu().numpy()))).mean())

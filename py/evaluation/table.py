@@ -1,4 +1,4 @@
-"""Figures as a table that a terminal, a README and a paper's draft can show."""
+"""Figures as a Markdown table, readable in a terminal too."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 
 
 def table(rows: Sequence[Mapping[str, object]]) -> str:
-    """Rows with the same keys as a Markdown table, aligned; numbers with one digit after the point, nothing as a dash."""
+    """Rows with the same keys as a Markdown table, aligned; numbers with one digit after the point, None as a dash."""
     if not rows:
         return ""
     heads = list(rows[0])
-    cells = [heads, *([_shown(row.get(head)) for head in heads] for row in rows)]
+    cells = [heads, *([_format(row.get(head)) for head in heads] for row in rows)]
     widths = [max(len(line[column]) for line in cells) for column in range(len(heads))]
     text = [
         [cell.ljust(width) if column == 0 else cell.rjust(width) for column, (cell, width) in enumerate(zip(line, widths))]
@@ -20,7 +20,7 @@ def table(rows: Sequence[Mapping[str, object]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in [text[0], rule, *text[1:]])
 
 
-def _shown(value: object) -> str:
+def _format(value: object) -> str:
     if value is None:
         return "-"
     return f"{value:.1f}" if isinstance(value, float) else str(value)

@@ -1,4 +1,4 @@
-"""Our own networks as guests of the host: built with its operations, loaded and offloaded by it, listed among its models."""
+"""The pack's networks in the host: built with its operations, loaded and offloaded by it, listed among its models."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ import torch
 
 
 def host_settings(weight_dtype: torch.dtype) -> dict[str, Any]:
-    """`operations`, `dtype` and `device` for the constructor of one of our models, as the host would choose them for its own.
+    """`operations`, `dtype` and `device` for the constructor of one of the pack's networks, as the host would choose them.
 
-    Weights keep their type and are cast at each layer's call to the type of what comes in, so any base model's type and offloading work.
+    Weights keep their number format and are cast to that of the input at each layer's call, so any format of the base and offloading work.
     """
     return {
         "operations": comfy.ops.manual_cast,
@@ -24,7 +24,7 @@ def host_settings(weight_dtype: torch.dtype) -> dict[str, Any]:
 
 
 def as_patcher(network: torch.nn.Module) -> Any:
-    """The network inside the host's own ModelPatcher; from here on the host decides where it is."""
+    """The network in the host's ModelPatcher, which moves it between devices from then on."""
     patcher = getattr(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher)
     return patcher(
         network.eval(),
@@ -34,7 +34,7 @@ def as_patcher(network: torch.nn.Module) -> Any:
 
 
 def load(make: Callable[..., torch.nn.Module], weights: dict[str, torch.Tensor], *arguments: Any, **named: Any) -> Any:
-    """Build a model of ours, give it its weights (all of them, and no others) and wrap it."""
+    """Build a network, load its weights (all of them, and no others) and wrap it in the host's ModelPatcher."""
     dtype = next((w.dtype for w in weights.values() if w.is_floating_point()), torch.float32)
     if dtype.itemsize == 1:
         dtype = torch.float16  # the CPU cannot initialise layers in 8 bits, and float16 represents every float8 number
@@ -44,7 +44,7 @@ def load(make: Callable[..., torch.nn.Module], weights: dict[str, torch.Tensor],
 
 
 def serve(model: Any, key: str, networks: list[Any]) -> None:
-    """Load these networks whenever this MODEL (already a clone of ours) is sampled, beside what others registered."""
+    """Make the host load these networks whenever this MODEL (already a clone) is sampled, in addition to those of others."""
     present = model.get_additional_models_with_key(key)
     new = [n for n in networks if not any(n.is_clone(p) for p in present)]
     model.set_additional_models(key, [*present, *new])

@@ -7,7 +7,7 @@ import random
 
 import pytest
 from pack.py.host.ifadapter.preview import _colour as preview_colour
-from pack.py.ifadapter.instances import from_json
+from pack.py.ifadapter.layouts import from_json
 from pack.tests.browser.editors import Editor, opened
 
 SOFA = {"box": [0.125, 0.5, 0.5, 0.875], "phrase": "a red plaid sofa", "strength": 1}
@@ -29,7 +29,7 @@ def test_what_is_drawn_and_typed_is_queued_and_saved(editor):
     editor.press("Enter")
     (drawn,) = editor.value
     assert drawn == SOFA
-    (read,) = from_json(editor.text)
+    (read,) = from_json(editor.text).instances
     assert read.phrase == "a red plaid sofa"
 
     saved = editor.tab.evaluate("() => window.app.graph.serialize()")
@@ -252,7 +252,7 @@ def test_the_editor_and_the_node_read_the_same_json(page):
         texts.append(json.dumps([{"box": [0, 0, 1, 1], "phrase": "a", "strength": strength}]))
     for text in texts:
         try:
-            expected = [(*i.box, i.phrase, i.strength) for i in from_json(text or "[]", 512, 256)]
+            expected = [(*i.box, i.phrase, i.strength) for i in from_json(text or "[]", 512, 256).instances]
         except ValueError:
             expected = None
         read = state(page, "return s.parse(argument, 512, 256)", text)

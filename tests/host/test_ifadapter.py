@@ -105,7 +105,7 @@ def test_masks_of_one_picture_each_follow_the_batch(sd15):
 def test_a_mask_batch_of_another_length_is_refused_before_sampling(sd15):
     patched = layout(sd15, Instances((Instance((0, 0, 1, 1), "a car", torch.ones(2, 8, 8)),)))
     calls = []
-    with pytest.raises(ValueError, match="2 images, but 3 latents"):
+    with pytest.raises(ValueError, match="a batch of 2, but 3 latents"):
         tiny.sample(patched, batch=3, callback=lambda *a: calls.append(a))
     assert not calls
 
@@ -172,7 +172,7 @@ def test_bad_values_stop_at_the_node(sd15):
             layout(sd15, one(), **more)
     with pytest.raises(ValueError, match="CLIP input is empty"):
         ifadapter.apply(sd15, None, one())
-    with pytest.raises(ValueError, match=r"width 2048, but the MODEL .* reads width 64"):
+    with pytest.raises(ValueError, match=r"width 2048, but the MODEL .* takes width 64"):
         ifadapter.apply(sd15, tiny.TinyCLIP(2048), one())
 
 

@@ -48,9 +48,9 @@ def weights(name: str, unet) -> tuple[Config, dict[str, torch.Tensor]]:
     return config, network.state_dict()
 
 
-def loaded(name: str, model) -> trained.Adapter:
+def loaded(name: str, model) -> trained.LoadedAdapter:
     config, state = weights(name, model.model.diffusion_model)
-    return trained.Adapter(networks.load(IFAdapter, state, config), config, f"{name}.safetensors")
+    return trained.LoadedAdapter(networks.load(IFAdapter, state, config), config, f"{name}.safetensors")
 
 
 class Kit:
@@ -97,7 +97,7 @@ def test_every_row_gains_the_instance_map_of_its_kind(kit, size):
     change, q, options = first_change(kit.layout(strength=0.7), size=size)
     layer = next(layer for layer in kit.adapter.config.layers if layer.place == hooks.layer_key(options))
     boxes = torch.tensor([i.box for i in TWO])
-    phrases = ifadapter_text.encode(kit.clip, [i.phrase for i in TWO], kit.adapter.config, "test")
+    phrases = ifadapter_text.encode_for_adapter(kit.clip, [i.phrase for i in TWO], kit.adapter.config, "test")
     network = kit.adapter.patcher.model
     with torch.no_grad():
         tokens = network.conditional_and_unconditional_tokens(phrases.hidden, phrases.eot, phrases.counts, boxes)
@@ -166,7 +166,7 @@ def test_masks_of_one_picture_each_follow_the_batch(kit):
         upper = row % 2 == 0
         assert touched[row, : h // 2].all() == upper and touched[row, h // 2 :].all() == (not upper)
     assert tiny.sample(patched, batch=2).isfinite().all()
-    with pytest.raises(ValueError, match="2 images, but 3 latents"):
+    with pytest.raises(ValueError, match="a batch of 2, but 3 latents"):
         tiny.sample(patched, batch=3)
 
 
@@ -213,7 +213,7 @@ def test_half_precision_on_either_side(dtype, stored):
     model.model.diffusion_model.to(dtype)
     model.model.diffusion_model.dtype = dtype
     model.model.manual_cast_dtype = None
-    adapter = trained.Adapter(patcher, config, "half")
+    adapter = trained.LoadedAdapter(patcher, config, "half")
     found = tiny.sample(ifadapter.apply(model, tiny.tiny_clip(False), TWO, adapter=adapter))
     assert found.isfinite().all() and not torch.equal(found, tiny.sample(model))
 
@@ -252,7 +252,7 @@ def test_phrases_are_the_raw_hidden_layers_of_every_encoder(kit):
     phrase = "a (red:1.5) ball"
     kit.clip.clip_layer(-1)
     before = kit.clip.encode_from_tokens(kit.clip.tokenize("a star"))
-    found = ifadapter_text.encode(kit.clip, [phrase, "a cup", phrase], kit.adapter.config, "test")
+    found = ifadapter_text.encode_for_adapter(kit.clip, [phrase, "a cup", phrase], kit.adapter.config, "test")
     tokens = kit.clip.tokenize(phrase, disable_weights=True)
     assert found.counts.tolist() == [2 + 5, 2 + 2, 2 + 5]  # a red 1 5 ball: no weights
     parts = {
@@ -272,7 +272,7 @@ def test_phrases_are_the_raw_hidden_layers_of_every_encoder(kit):
 
 def test_a_long_phrase_is_one_chunk_and_odd_ones_encode(kit):
     odd = ["red " * 2000, "\U0001f408\u200d\U0001f9ba", "\u05d7\u05ea\u05d5\u05dc"]
-    found = ifadapter_text.encode(kit.clip, odd, kit.adapter.config, "test")
+    found = ifadapter_text.encode_for_adapter(kit.clip, odd, kit.adapter.config, "test")
     assert found.hidden.shape[2] == 77 and found.counts[0] == 77 and found.hidden.isfinite().all()
 
 
@@ -303,7 +303,7 @@ def test_fifty_instances_of_any_size_sample(sd15_kit):
 
 
 def test_the_published_weights_are_refused_for_stable_diffusion_15(sd15):
-    adapter = trained.Adapter(None, SDXL, "spd_adapter.bin")
+    adapter = trained.LoadedAdapter(None, SDXL, "spd_adapter.bin")
     with pytest.raises(ValueError, match=r"spd_adapter.bin was trained for SDXL .*1280 channels .*, but this MODEL is TinySD15"):
         ifadapter.apply(sd15, tiny.tiny_clip(True), TWO, adapter=adapter)
 

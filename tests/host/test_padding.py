@@ -38,11 +38,11 @@ def test_the_playgrounds_texts_are_read_without_padding():
     clip = playground.load_clip()
     conditioning = clip.encode_from_tokens_scheduled(clip.tokenize("a red striped ball"))
     read = ca2sis_attention.class_prompt("ball", conditioning).items[0].tokens
-    torch.testing.assert_close(read[0], padding.encoded(clip, "a red striped ball"))
+    torch.testing.assert_close(read[0], padding.encode_unpadded(clip, "a red striped ball"))
     assert read.shape[1] == 6 < conditioning[0][0].shape[1]
 
 
 def test_an_unpadded_text_is_the_start_of_the_padded_one(sd15):
     whole = tiny.conditioning(sd15, "a red ball")[0][0]
-    part = padding.encoded(tiny.TinyCLIP(tiny.text_width(sd15)), "a red ball")
+    part = padding.encode_unpadded(tiny.TinyCLIP(tiny.text_width(sd15)), "a red ball")
     assert torch.equal(part, whole[0, : len(part)]) and len(part) < whole.shape[1]

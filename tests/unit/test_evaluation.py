@@ -5,7 +5,16 @@ from __future__ import annotations
 import pytest
 import torch
 from pack.lab.evaluate.features import clip_score, frechet_distance
-from pack.py.evaluation.detection import Detection, Outcome, Wanted, average_precision, iou, mean_overlap, outcomes, success_rate
+from pack.py.evaluation.detection import (
+    Detection,
+    Outcome,
+    Wanted,
+    average_precision,
+    find_outcomes,
+    iou,
+    mean_overlap,
+    success_rate,
+)
 from pack.py.evaluation.judges import DetectorJudge, clip_embedders, from_folders
 from pack.py.evaluation.table import table
 
@@ -42,7 +51,7 @@ def test_a_thing_succeeds_in_its_box_only_and_as_its_phrase_only():
         return "no" if "cat" in question else " yes, it is"
 
     wanted = [Wanted(RIGHT, "cat"), Wanted(LEFT, "dog"), Wanted(LEFT, "cat"), Wanted(LEFT, "bird")]
-    found = outcomes(known(seen, say), PICTURE, wanted)
+    found = find_outcomes(known(seen, say), PICTURE, wanted)
     assert [each.success for each in found] == [False, True, False, False]
     assert [each.overlap for each in found] == [1.0, 1.0, 0.0, 0.0]
     assert success_rate(found) == 0.25 and mean_overlap(found) == 0.5
@@ -52,7 +61,8 @@ def test_a_thing_succeeds_in_its_box_only_and_as_its_phrase_only():
 
 def test_the_least_overlap_counts():
     found = [
-        outcomes(known({"cat": [(WHOLE, 0.9)]}), PICTURE, [Wanted(LEFT, "cat")], overlap)[0].success for overlap in (0.5, 0.51)
+        find_outcomes(known({"cat": [(WHOLE, 0.9)]}), PICTURE, [Wanted(LEFT, "cat")], overlap)[0].success
+        for overlap in (0.5, 0.51)
     ]
     assert found == [True, False]
 

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from ...evaluation import judges
-from ...evaluation.detection import Judge, Outcome, Wanted, average_precision, mean_overlap, outcomes, success_rate
+from ...evaluation.detection import Judge, Outcome, Wanted, average_precision, find_outcomes, mean_overlap, success_rate
 from ...evaluation.table import table
 from ...ifadapter.instances import Instances
 from ...playground.detector import load_detector
 from ...playground.phrase_detector import PhraseDetector
-from .. import playground
+from .. import inputs, playground
 
 NODE = "Instance Success"
 PLAYGROUND = "playground"
@@ -20,17 +20,17 @@ PLAYGROUND = "playground"
 
 @dataclass(frozen=True)
 class Score:
-    """What is known of some pictures. Shares are 0..1."""
+    """The outcome of measuring some images. Shares are 0..1."""
 
-    pictures: int
+    images: int
     found: tuple[Outcome, ...]
     clip: float | None = None
 
     def row(self, name: str) -> dict[str, object]:
-        """As a line of the table, in percent."""
+        """A row of the table, in percent."""
         return {
             "": name,
-            "pictures": self.pictures,
+            "images": self.images,
             "instances": len(self.found),
             "success": 100 * success_rate(self.found),
             "IoU": 100 * mean_overlap(self.found),
@@ -40,30 +40,33 @@ class Score:
         }
 
 
-def judge_named(name: str, answerer: str = "") -> Judge:
-    """The playground's judge by its name, or the models of these folders. Raises ValueError naming what is missing."""
+def load_named_judge(name: str, answerer: str = "") -> Judge:
+    """The playground's detector by its name, or the models in these folders. Raises ValueError naming what is missing."""
     if name == PLAYGROUND:
         return PhraseDetector(load_detector(playground.read_weights("judge")))
     return judges.from_folders(name, answerer)
 
 
 def measure(images: Tensor, instances: Instances, judge: Judge, overlap: float = 0.5) -> Score:
-    """Every picture of an IMAGE [b, h, w, c] against the same instances. Raises ValueError on an image that is not one."""
-    if images.ndim != 4 or images.shape[-1] < 3 or not bool(images.isfinite().all()):
-        raise ValueError(f"{NODE}: images must be colour pictures without NaN or infinity; their shape is {list(images.shape)}.")
+    """Compare every image of an IMAGE [b, h, w, c] with the same instances. Raises ValueError on an image that is not one."""
+    images = inputs.check_image(images, NODE, "images")
     if not len(instances):
-        raise ValueError(f"{NODE}: there are no instances to look for. Connect those that the pictures were made with.")
+        raise ValueError(f"{NODE}: there are no instances to look for. Connect those that the images were generated with.")
+    unnamed = sum(not each.phrase for each in instances)
+    if unnamed:
+        raise ValueError(
+            f"{NODE}: {unnamed} instances have a conditioning but no phrase to look for. Write a phrase on each Instance node."
+        )
     wanted = [Wanted(each.box, each.phrase) for each in instances]
-    pictures = images[..., :3].movedim(-1, 1).float().cpu()
-    found = [each for picture in pictures for each in outcomes(judge, picture, wanted, overlap)]
-    return Score(len(pictures), tuple(found))
+    found = [each for image in images.movedim(-1, 1) for each in find_outcomes(judge, image, wanted, overlap)]
+    return Score(len(images), tuple(found))
 
 
 def report(score: Score, instances: Instances) -> str:
-    """The table, and a line for each thing."""
+    """The table, and a line for each instance."""
     shown = [table([score.row("result")]), ""]
-    for place, thing in enumerate(instances):
-        each = score.found[place :: len(instances)]
+    for index, instance in enumerate(instances):
+        each = score.found[index :: len(instances)]
         hits = sum(one.success for one in each)
-        shown.append(f"{hits} of {len(each)}, IoU {mean_overlap(each):.2f}: {thing.phrase}")
+        shown.append(f"{hits} of {len(each)}, IoU {mean_overlap(each):.2f}: {instance.phrase}")
     return "\n".join(shown)

@@ -1,4 +1,4 @@
-"""Instances drawn as a picture: boxes, masks, phrases. Pillow only, so it works without a screen and without the frontend."""
+"""Instances drawn as an image: boxes, masks, phrases. Drawn with Pillow, so it works without a display and without the frontend."""
 
 from __future__ import annotations
 
@@ -10,70 +10,69 @@ from torch import Tensor
 from ...ifadapter.instances import Instance, Instances
 from ..preview import distinct_colour
 
-PAPER = (38, 40, 46)
+BACKGROUND = (38, 40, 46)
 
 
 def draw_instances(instances: Instances, width: int, height: int, image: Tensor | None = None) -> Tensor:
-    """IMAGE [b, h, w, 3] in 0..1: the boxes over each picture of `image` ([b, h, w, c]), or over plain paper of width and height."""
+    """IMAGE [b, h, w, 3] in 0..1: the boxes over each image of `image` [b, h, w, 3], or over a plain background of this size."""
     if image is None:
-        papers = [Image.new("RGB", (width, height), PAPER)]
+        backgrounds = [Image.new("RGB", (width, height), BACKGROUND)]
     else:
-        pixels = (image[..., :3].detach().float().nan_to_num().clamp(0, 1) * 255).round().byte().cpu().numpy()
-        papers = [Image.fromarray(np.repeat(p, 3, axis=-1) if p.shape[-1] == 1 else p) for p in pixels]
-    drawn = [np.asarray(_drawn(paper, instances, frame)) for frame, paper in enumerate(papers)]
+        backgrounds = [Image.fromarray(pixels) for pixels in (image * 255).round().byte().numpy()]
+    drawn = [np.asarray(_draw(background, instances, frame)) for frame, background in enumerate(backgrounds)]
     return torch.from_numpy(np.stack(drawn)).float() / 255
 
 
-def _drawn(paper: Image.Image, instances: Instances, frame: int) -> Image.Image:
-    w, h = paper.size
+def _draw(background: Image.Image, instances: Instances, frame: int) -> Image.Image:
+    w, h = background.size
     size = max(10, min(w, h) // 28)
     font = ImageFont.load_default(size)
-    # Large boxes first, so that a small one on top of them stays readable.
+    # Large boxes first, so that small ones on top of them stay readable.
     order = sorted(enumerate(instances), key=lambda item: -_area(item[1]))
     for number, instance in order:
         colour = distinct_colour(number, saturation=0.65)
-        veil = Image.new("RGBA", paper.size, (0, 0, 0, 0))
+        overlay = Image.new("RGBA", background.size, (0, 0, 0, 0))
         corners = _corners(instance, w, h)
         if instance.mask is None:
-            ImageDraw.Draw(veil).rectangle(corners, fill=(*colour, 70))
+            ImageDraw.Draw(overlay).rectangle(corners, fill=(*colour, 70))
         else:
             mask = instance.mask[min(frame, instance.mask.shape[0] - 1)] * 110
-            alpha = Image.fromarray(mask.byte().cpu().numpy()).resize(paper.size)
-            veil = Image.merge("RGBA", [*Image.new("RGB", paper.size, colour).split(), alpha])
-        paper = Image.alpha_composite(paper.convert("RGBA"), veil).convert("RGB")
-        ImageDraw.Draw(paper).rectangle(corners, outline=colour, width=max(1, size // 8))
+            alpha = Image.fromarray(mask.byte().cpu().numpy()).resize(background.size)
+            overlay = Image.merge("RGBA", [*Image.new("RGB", background.size, colour).split(), alpha])
+        background = Image.alpha_composite(background.convert("RGBA"), overlay).convert("RGB")
+        ImageDraw.Draw(background).rectangle(corners, outline=colour, width=max(1, size // 8))
     for number, instance in order:
         left, top, right, _ = _corners(instance, w, h)
         _label(
-            ImageDraw.Draw(paper),
+            ImageDraw.Draw(background),
             (left, top),
             f"{number + 1} {instance.phrase}",
             font,
             right - left,
             distinct_colour(number, saturation=0.65),
         )
-    return paper
+    return background
 
 
 def _label(
     draw: ImageDraw.ImageDraw,
-    place: tuple[int, int],
+    position: tuple[int, int],
     text: str,
     font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
     width: int,
     colour: tuple,
 ) -> None:
-    """The phrase on a strip of its colour in the box's upper left corner, cut where the box ends."""
+    """Write the phrase on a strip of its colour into the box's upper left corner, cut off where the box ends."""
     text = " ".join(text.split())[:200]
-    room = max(width - 6, 12)
-    if draw.textlength(text, font=font) > room:
-        while text and draw.textlength(text + "...", font=font) > room:
+    most = max(width - 6, 12)
+    if draw.textlength(text, font=font) > most:
+        while text and draw.textlength(text + "...", font=font) > most:
             text = text[:-1]
         text += "..."
-    place = place[0] + 3, place[1] + 2
-    _, _, right, bottom = draw.textbbox(place, text, font=font)
-    draw.rectangle((place[0] - 3, place[1] - 2, right + 3, bottom + 2), fill=colour)
-    draw.text(place, text, font=font, fill=(255, 255, 255) if sum(colour) < 380 else (0, 0, 0))
+    position = position[0] + 3, position[1] + 2
+    _, _, right, bottom = draw.textbbox(position, text, font=font)
+    draw.rectangle((position[0] - 3, position[1] - 2, right + 3, bottom + 2), fill=colour)
+    draw.text(position, text, font=font, fill=(255, 255, 255) if sum(colour) < 380 else (0, 0, 0))
 
 
 def _corners(instance: Instance, w: int, h: int) -> tuple[int, int, int, int]:

@@ -1,4 +1,4 @@
-"""Phrases through the host's CLIP, as an IFAdapter reads them: raw hidden layers of every text encoder, one chunk, no prompt syntax."""
+"""Phrases encoded by the host's CLIP as an IFAdapter takes them: raw hidden layers of every text encoder, one chunk, no prompt syntax."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ class Phrases:
         return self
 
 
-def encode(clip: Any, phrases: Sequence[str], config: Config, node: str) -> Phrases:
+def encode_for_adapter(clip: Any, phrases: Sequence[str], config: Config, node: str) -> Phrases:
     """Encode phrases for an adapter.
 
-    Weights like (this:1.2) are read as plain text, a phrase is cut after one chunk, and the layers are those of the adapter whatever CLIP
-    skip the user has set. A phrase that occurs twice is encoded once.
+    Weights such as (this:1.2) are plain text here, a phrase is cut off after one chunk, and the layers are those of the adapter whatever
+    CLIP skip is set. A phrase that occurs twice is encoded once.
 
     Raises:
         ValueError: if this CLIP is not the text encoders that the adapter was trained with.
@@ -43,7 +43,7 @@ def encode(clip: Any, phrases: Sequence[str], config: Config, node: str) -> Phra
         for name in encoders:
             chunk = [(entry[0], 1.0) for entry in found[name][0]]
             chunks[name].append(chunk[: config.phrase_length])
-        counts.append(_count(chunks[config.encoders[0][0]][-1], encoders[config.encoders[0][0]]))
+        counts.append(_count_used(chunks[config.encoders[0][0]][-1], encoders[config.encoders[0][0]]))
     layers = dict.fromkeys((*config.text_layers, config.eot_layer))
     with _without_last_norm(encoders.values()):
         hidden = {layer: _hidden(clip, chunks, layer, len(distinct)) for layer in layers}
@@ -60,19 +60,19 @@ def encode(clip: Any, phrases: Sequence[str], config: Config, node: str) -> Phra
 
 
 def _hidden(clip: Any, chunks: dict[str, list], layer: int, phrases: int) -> Tensor:
-    """One hidden layer of all phrases, [i, l, c], the encoders side by side."""
-    ours = clip.clone()  # CLIP skip is a setting of the CLIP value; this one is ours alone
-    ours.clip_layer(layer)
-    out = ours.encode_from_tokens(chunks)
+    """One hidden layer of all phrases, [i, l, c], with the channels of all encoders."""
+    own = clip.clone()  # the layer is a setting of the CLIP value, which others use too
+    own.clip_layer(layer)
+    out = own.encode_from_tokens(chunks)
     return out[0].detach().float().unflatten(0, (phrases, -1))
 
 
-def _count(chunk: list, encoder: Any) -> int:
+def _count_used(chunk: list, encoder: Any) -> int:
     """Positions used: start, words, first end token."""
     end = encoder.special_tokens.get("end")
-    for place, (token, _) in enumerate(chunk):
+    for index, (token, _) in enumerate(chunk):
         if isinstance(token, int) and token == end:
-            return place + 1
+            return index + 1
     return len(chunk)
 
 
@@ -91,14 +91,14 @@ def _encoders(clip: Any, config: Config, node: str) -> dict[str, Any]:
     needed = [name for name, _ in config.encoders]
     if sorted(every) != sorted(needed):
         raise ValueError(
-            f"{node}: the adapter reads the text encoders {_named(config)}, but this CLIP has {', '.join(sorted(every)) or 'none of that kind'}. "
+            f"{node}: the adapter uses the text encoders {_named(config)}, but this CLIP has {', '.join(sorted(every)) or 'none of that kind'}. "
             "Connect the CLIP of the checkpoint that the adapter is for; an SDXL adapter needs a CLIP with both l and g."
         )
     deepest = max(abs(layer) for layer in (*config.text_layers, config.eot_layer))
     for name in needed:
         if every[name].num_layers < deepest:
             raise ValueError(
-                f"{node}: the adapter reads hidden layer -{deepest} of text encoder {name}, but this CLIP's has {every[name].num_layers} "
+                f"{node}: the adapter uses hidden layer -{deepest} of text encoder {name}, but this CLIP's has {every[name].num_layers} "
                 "layers. Connect the CLIP of the checkpoint that the adapter is for."
             )
     return {name: every[name] for name in needed}
@@ -110,7 +110,7 @@ def _named(config: Config) -> str:
 
 @contextmanager
 def _without_last_norm(encoders: Any) -> Iterator[None]:
-    """Let the host give hidden layers as they are; it normalises them for Stable Diffusion 1.x."""
+    """Make the host return raw hidden layers; for Stable Diffusion 1.x it normalises them otherwise."""
     before = [(encoder, encoder.layer_norm_hidden_state) for encoder in encoders]
     try:
         for encoder, _ in before:

@@ -13,56 +13,56 @@ import torch
 from torch import Tensor
 
 from ...ifadapter import checkpoint
-from ...ifadapter.attention import InstanceRegions, KeysValues, compute_injection, project_tokens
-from ...ifadapter.instances import Instance, Instances, short
+from ...ifadapter.attention import FUSIONS, InstanceRegions, KeysValues, compute_injection, project_tokens
+from ...ifadapter.instances import Instance, Instances, format_value
 from ...ifadapter.model import SDXL, Config, IFAdapter, Layer
 from ...ifadapter.regional import crop_box_to_view, crop_mask_to_view
-from .. import folders, grids, hooks, networks, notices
+from .. import folders, grids, hooks, inputs, networks, notices
 from ..run import SamplingRun, current_run
 from ..schedule import PercentRange
 from ..slots import attention_of_own_rows
-from . import text as ifadapter_text
+from .inputs import FOLDER, LINK, LOADER, MOST_INSTANCES, NODE, check_mask_batches
+from .text import Phrases, encode_for_adapter
 
-NODE = "Apply IFAdapter"
-LOADER = "Load IFAdapter"
-FOLDER = "ifadapter"
-LINK = "https://huggingface.co/WuYW/IFAdapter"
-KEY = "exemplary_ifadapter"  # names our network among the additional models of a MODEL
-MOST = 50
-REARRANGED = f"{NODE}: another node rearranges the regions of an attention layer; the boxes are not applied there."
-TILED = f"{NODE}: the model is given a part of the picture (a tiled sampler?), whose place is unknown; the boxes are not applied."
+KEY = "exemplary_ifadapter"  # names the network among the additional models of a MODEL
+REARRANGED = f"{NODE}: another node rearranges the tokens of an attention layer; the boxes are not applied there."
+TILED = f"{NODE}: the model is given a part of the image (a tiled sampler?) whose position is unknown; the boxes are not applied."
 
 
 @dataclass(frozen=True, eq=False)
-class Adapter:
-    """The EXEMPLARY_IF_ADAPTER value: a loaded network, what it is for, and the file's name for messages."""
+class LoadedAdapter:
+    """The EXEMPLARY_IF_ADAPTER value: a loaded network, its configuration, and the file's name for messages."""
 
     patcher: Any  # ModelPatcher
     config: Config
     name: str
 
-    def __deepcopy__(self, memo: dict) -> Adapter:
+    def __deepcopy__(self, memo: dict) -> LoadedAdapter:
         return self
 
 
 @dataclass(frozen=True)
 class Variant:
-    """Where the paper and the published code differ.
+    """Choices where the paper and the published code differ.
 
     Args:
-        fusion: of the fusion, one of `ifadapter.injection.FUSIONS`.
-        whole_phrase: the resampler sees all words in every layer; see `ifadapter.model.visible_words`.
+        fusion: one of `ifadapter.attention.FUSIONS`.
+        whole_phrase: every layer of the resampler attends to all words; see `ifadapter.model.visible_words`.
     """
 
     fusion: str = "published code"
     whole_phrase: bool = False
 
+    def check(self) -> None:
+        """Raise a ValueError for an unknown choice."""
+        inputs.check_choice(self.fusion, NODE, "fusion", FUSIONS)
 
-UPSTREAM = Variant()
+
+PUBLISHED = Variant()
 
 
-def load(file: str) -> Adapter:
-    """Load a file of the model folder `ifadapter`. Raises ValueError naming the file and what is wrong with it or where it belongs."""
+def load(file: str) -> LoadedAdapter:
+    """Load a file of the model folder `ifadapter`. Raises ValueError naming the file and what is wrong or where it must be put."""
     path = folders.path(FOLDER, file, LOADER, LINK)
     try:
         return read(path)
@@ -70,16 +70,16 @@ def load(file: str) -> Adapter:
         raise ValueError(f"{LOADER}: {error} The published file is at {LINK}.") from None
 
 
-def read(path: str | Path) -> Adapter:
-    """The adapter of a file, as half-precision floats where the device computes with them."""
+def read(path: str | Path) -> LoadedAdapter:
+    """The adapter in a file, in half precision where the device computes in it."""
     config, state = checkpoint.read(path)
     if comfy.model_management.should_use_fp16(comfy.model_management.get_torch_device()):
         state = {name: weight.half() for name, weight in state.items()}
-    return Adapter(networks.load(IFAdapter, state, config), config, Path(path).name)
+    return LoadedAdapter(networks.load(IFAdapter, state, config), config, Path(path).name)
 
 
-def check_base(model: Any, adapter: Adapter) -> None:
-    """Raise a ValueError, naming both, unless this MODEL has the layers that the adapter was trained for."""
+def check_base(model: Any, adapter: LoadedAdapter) -> None:
+    """Raise a ValueError naming both unless this MODEL has the layers that the adapter was trained for."""
     blocks = hooks.attention_blocks(model.get_model_object("diffusion_model"))
     for layer in adapter.config.layers:
         attention = getattr(blocks.get(layer.place), "attn2", None)
@@ -88,74 +88,80 @@ def check_base(model: Any, adapter: Adapter) -> None:
             kind = "SDXL" if adapter.config.layers == SDXL.layers else "another base model"
             raise ValueError(
                 f"{NODE}: {adapter.name} was trained for {kind} (text attention of {layer.channels} channels in {where}), but this MODEL is "
-                f"{hooks.model_name(model)}, which has none like it there. Load a checkpoint of the adapter's base model, choose another file "
+                f"{hooks.model_name(model)}, which has no such layer there. Load a checkpoint of the adapter's base model, choose another file "
                 f"in {LOADER}, or disconnect the adapter to use the weight-free method."
             )
 
 
-def check_masks(instances: Sequence[Instance] | Instances, run: SamplingRun) -> None:
-    """Raise a ValueError if a batch of masks is neither 1 nor as long as the latents."""
-    latents = run.latent_shape[0]
+def check_phrases(instances: Sequence[Instance]) -> None:
+    """Raise a ValueError for an instance without a phrase; warn of conditionings, which an adapter cannot use."""
     for instance in instances:
-        if instance.mask is not None and instance.mask.shape[0] not in (1, latents):
-            raise grids.batch_error(NODE, f"the mask of instance {short(instance.phrase)}", instance.mask.shape[0], latents)
+        if not instance.phrase:
+            raise ValueError(
+                f"{NODE}: the instance in box {format_value(instance.box)} has a conditioning but no phrase. An adapter encodes phrases itself: "
+                "write one, or disconnect the adapter to use the weight-free method."
+            )
+    if any(instance.conditioning is not None for instance in instances):
+        notices.warn_user(f"{NODE}: conditionings of instances are for the weight-free method; the adapter uses the phrases.")
 
 
 def apply(
-    model: Any, clip: Any, instances: Instances, strength: float, percent: PercentRange, adapter: Adapter, variant: Variant
+    model: Any, clip: Any, instances: Instances, strength: float, percent: PercentRange, adapter: LoadedAdapter, variant: Variant
 ) -> Any:
-    """A MODEL with the adapter; the given one is not changed. Strength and range are checked already. Raises ValueError."""
+    """A MODEL with the adapter; the given one is not changed. Strength, range and variant are checked already. Raises ValueError."""
     shown = tuple(instance for instance in instances if instance.strength > 0.0)
-    if len(shown) > MOST:
+    if len(shown) > MOST_INSTANCES:
         raise ValueError(
-            f"{NODE}: there are {len(shown)} instances; with an adapter at most {MOST} can be drawn. Remove some, or disconnect the adapter."
+            f"{NODE}: there are {len(shown)} instances; with an adapter at most {MOST_INSTANCES} can be drawn. Remove some, or disconnect "
+            "the adapter."
         )
     if not shown:
         return model
+    check_phrases(shown)
     if len(shown) > adapter.config.slots:
         notices.warn_user(
             f"{NODE}: there are {len(shown)} instances, but {adapter.name} was trained with {adapter.config.slots} at most; "
-            "more of them weaken each other."
+            "with more of them each has less effect."
         )
-    phrases = ifadapter_text.encode(clip, [instance.phrase for instance in shown], adapter.config, NODE)
-    technique = TrainedText(adapter, shown, phrases, strength, percent, variant)
+    phrases = encode_for_adapter(clip, [instance.phrase for instance in shown], adapter.config, NODE)
+    technique = TrainedTextAttention(adapter, shown, phrases, strength, percent, variant)
     patched = hooks.install(model, {"attn2": technique}, [layer.place for layer in adapter.config.layers])
     networks.serve(patched, KEY, [adapter.patcher])
     return patched
 
 
 @dataclass(frozen=True, eq=False)
-class _Seen:
-    """The instances that a part of the picture shows: which they are, and their tokens for uncond and cond rows, [2, i, m, c]."""
+class _VisibleInstances:
+    """The instances in a part of the image: their indices, boxes in it, and tokens for unconditional and conditional rows [2, i, m, c]."""
 
-    which: tuple[int, ...]
+    indices: tuple[int, ...]
     boxes: Tensor
     tokens: Tensor
 
 
 @dataclass(frozen=True, eq=False)
-class TrainedText:
-    """attn2: every row gains the instance semantic map, uncond rows that of empty phrases in the same boxes."""
+class TrainedTextAttention:
+    """attn2: the instance semantic map is added to every row; for unconditional rows it is that of empty phrases in the same boxes."""
 
-    adapter: Adapter
+    adapter: LoadedAdapter
     instances: tuple[Instance, ...]
-    phrases: ifadapter_text.Phrases
+    phrases: Phrases
     strength: float
     percent: PercentRange
     variant: Variant
 
-    def __deepcopy__(self, memo: dict) -> TrainedText:
+    def __deepcopy__(self, memo: dict) -> TrainedTextAttention:
         return self
 
     def before_run(self, run: SamplingRun) -> None:
-        check_masks(self.instances, run)
+        check_mask_batches(self.instances, run)
 
     def active(self, options: dict) -> bool:
         run = current_run(options)
         return run is not None and run.inside(self.percent, options)
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, options: dict, text: Tensor) -> Tensor | None:
-        run: Any = current_run(options)  # there is one, `active` has asked
+        run: Any = current_run(options)  # not None where `active` is True
         grid, chunks = grids.layer_grid(options, q.shape[1]), grids.chunks(options, q.shape[0])
         if grid is None or chunks is None:
             run.warn_once(REARRANGED)
@@ -188,28 +194,30 @@ class TrainedText:
         q: Tensor,
         options: dict,
     ) -> Tensor | None:
-        """The change of the rows of these chunks, one after the other; None if they show no instance."""
+        """What to add to the rows of these chunks, one after the other; None if no instance is in them."""
         rows = sum(last - first for first, last, _ in parts)
         frames = grids.frame_indices(options, parts[0][1] - parts[0][0]) if self._frames > 1 else ()
-        seen = run.get_or_make((self, "seen", view, q.device), partial(self._seen, view, q.device))
-        make = partial(self._regions, seen, grid, view, frames, q.device)
-        regions, there = run.get_or_make((self, "places", grid, view, frames, q.device), make)
-        if not there:
+        visible = run.get_or_make((self, "visible", view, q.device), partial(self._find_visible, view, q.device))
+        make = partial(self._regions, visible, grid, view, frames, q.device)
+        regions, present = run.get_or_make((self, "regions", grid, view, frames, q.device), make)
+        if not present:
             return None
-        layer = self._layer(options)
+        layer = self._find_layer(options)
         network = self.adapter.patcher.model.adapter_modules[layer.key]
-        projected = run.get_or_make(
-            (self, "known", layer.key, view, q.device, q.dtype), partial(self._projected, network, seen, q)
-        )
+        # The adapter's own layers: no LoRA of the base changes them.
+        key = (self, "projected", layer.key, view, q.device, q.dtype)
+        projected = run.get_or_make(key, partial(self._projected, network, visible, q))
         return compute_injection(
             network,
             q if rows == len(q) else torch.cat([q[first:last] for first, last, _ in parts]),
-            projected if len(there) == len(seen.which) else KeysValues(projected.keys[:, there], projected.values[:, there]),
+            projected
+            if len(present) == len(visible.indices)
+            else KeysValues(projected.keys[:, present], projected.values[:, present]),
             [int(conditional) for first, last, conditional in parts for _ in range(last - first)],
-            # Masks of one picture each: once for the rows of every chunk.
+            # Masks that differ between latents: repeated for the rows of every chunk.
             regions if not frames else _repeat_regions(regions, len(parts)),
             strength=self.strength,
-            strengths=[self.instances[i].strength for i in (seen.which[place] for place in there)],
+            strengths=[self.instances[visible.indices[number]].strength for number in present],
             slots=self.adapter.config.slots,
             fusion=self.variant.fusion,
             attention=attention_of_own_rows(options),
@@ -219,50 +227,50 @@ class TrainedText:
     def _frames(self) -> int:
         return max((i.mask.shape[0] for i in self.instances if i.mask is not None), default=1)
 
-    def _layer(self, options: dict) -> Layer:
-        place = hooks.layer_key(options)
-        return next(layer for layer in self.adapter.config.layers if layer.place == place)
+    def _find_layer(self, options: dict) -> Layer:
+        key = hooks.layer_key(options)
+        return next(layer for layer in self.adapter.config.layers if layer.place == key)
 
     @torch.no_grad()
-    def _seen(self, view: grids.View, device: torch.device) -> _Seen:
-        """Computed in float32, whatever the base's type: once a run, and a resampler of four layers adds up."""
+    def _find_visible(self, view: grids.View, device: torch.device) -> _VisibleInstances:
+        """Computed in float32 whatever the base computes in: once per run, and errors of the resampler's layers would add up."""
         boxes = [crop_box_to_view(instance.box, view) for instance in self.instances]
-        which = tuple(i for i, box in enumerate(boxes) if box is not None)
-        inside = torch.tensor([boxes[i] for i in which], dtype=torch.float32).view(-1, 4)
-        if not which:
-            return _Seen(which, inside, torch.zeros(2, 0, 1, self.adapter.config.width))
-        index = list(which)
-        hidden, eot, counts = (part[index].to(device) for part in (self.phrases.hidden, self.phrases.eot, self.phrases.counts))
+        indices = tuple(i for i, box in enumerate(boxes) if box is not None)
+        inside = torch.tensor([boxes[i] for i in indices], dtype=torch.float32).view(-1, 4)
+        if not indices:
+            return _VisibleInstances(indices, inside, torch.zeros(2, 0, 1, self.adapter.config.width))
+        chosen = list(indices)
+        hidden, eot, counts = (part[chosen].to(device) for part in (self.phrases.hidden, self.phrases.eot, self.phrases.counts))
         network = self.adapter.patcher.model
-        return _Seen(
-            which,
+        return _VisibleInstances(
+            indices,
             inside,
             network.conditional_and_unconditional_tokens(hidden, eot, counts, inside.to(device), self.variant.whole_phrase),
         )
 
     def _regions(
-        self, seen: _Seen, grid: grids.Grid, view: grids.View, frames: tuple[int, ...], device: torch.device
+        self, visible: _VisibleInstances, grid: grids.Grid, view: grids.View, frames: tuple[int, ...], device: torch.device
     ) -> tuple[InstanceRegions, list[int]]:
-        """Where they are, and which of the seen ones are there: a mask may be empty in these pictures or this part."""
+        """Their regions, and which of the visible ones have any: a mask may be empty in these frames or in this part."""
         masks: dict[int, Tensor | None] = {}
-        for place, i in enumerate(seen.which):
+        for number, i in enumerate(visible.indices):
             mask = self.instances[i].mask
             if mask is not None:
                 mask = crop_mask_to_view(mask, *grid, view)
                 mask = mask if mask.shape[0] == 1 else mask[list(frames)]
                 if not bool((mask > 0).any()):
                     continue
-            masks[place] = mask
-        there = list(masks)
-        return InstanceRegions.from_boxes(seen.boxes[there].to(device), *grid, list(masks.values())), there
+            masks[number] = mask
+        present = list(masks)
+        return InstanceRegions.from_boxes(visible.boxes[present].to(device), *grid, list(masks.values())), present
 
     @torch.no_grad()
-    def _projected(self, network: Any, seen: _Seen, q: Tensor) -> KeysValues:
-        return project_tokens(network, grids.to_like(seen.tokens, q))
+    def _projected(self, network: Any, visible: _VisibleInstances, q: Tensor) -> KeysValues:
+        return project_tokens(network, grids.to_like(visible.tokens, q))
 
 
 def _repeat_regions(regions: InstanceRegions, times: int) -> InstanceRegions:
-    """The regions of so many chunks of the same pictures."""
+    """The regions repeated for several chunks of the same latents."""
     masks = tuple(m if m is None or m.shape[0] == 1 else m.repeat(times, 1, 1) for m in regions.masks)
     ratio, summed = (r if r.shape[0] == 1 else r.repeat(times, 1) for r in (regions.area_ratio, regions.summed_area_ratio))
     return replace(regions, masks=masks, area_ratio=ratio, summed_area_ratio=summed)

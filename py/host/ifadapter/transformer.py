@@ -23,7 +23,8 @@ from ..joint.apply import install
 from ..joint.contribution import Contribution
 from ..run import SamplingRun
 from ..schedule import PercentRange
-from .trained import NODE, Adapter, check_masks
+from .inputs import NODE, check_clip, check_mask_batches
+from .trained import LoadedAdapter
 
 NOBODY, DEFAULTS = Instances(), Settings()
 
@@ -39,7 +40,7 @@ class RegionalPhrases(Contribution):
 
     def before_run(self, run: SamplingRun) -> None:
         super().before_run(run)
-        check_masks(self.instances, run)
+        check_mask_batches(self.instances, run)
 
     def fusion(self, run: SamplingRun, part: Rows) -> Tensor:
         """[f, i, h, w] fusion weights times the strength, made once per run."""
@@ -76,7 +77,7 @@ def apply(
     strength: float,
     percent: PercentRange,
     background: str,
-    adapter: Adapter | None,
+    adapter: LoadedAdapter | None,
     settings: Settings,
 ) -> Any:
     """A MODEL that draws each instance in its box. Strength and range are checked already; with nothing to do the MODEL is returned.
@@ -95,10 +96,13 @@ def apply(
         return model
     if strength == 0.0 or percent.empty:
         return model
-    if clip is None:
-        raise ValueError(f"{NODE}: the CLIP input is empty. Connect the text encoder of this MODEL.")
     outside = 1.0 if background.strip() else settings.quiet_outside
-    phrases = [instance.phrase for instance in instances] + ([background] if outside > 0 else [])
-    encoded = {phrase: texts.encode_phrase(clip, phrase) for phrase in dict.fromkeys(phrases)}
-    conditionings = tuple(encoded[phrase] for phrase in phrases)
+    phrases = [None if i.conditioning is not None else i.phrase for i in instances] + ([background] if outside > 0 else [])
+    encoded: dict[str, Any] = {}
+    for phrase in phrases:
+        if phrase is not None and phrase not in encoded:
+            check_clip(clip)
+            encoded[phrase] = texts.encode_phrase(clip, phrase)
+    given = [i.conditioning for i in instances] + [None]
+    conditionings = tuple(own if phrase is None else encoded[phrase] for own, phrase in zip(given, phrases))
     return install(model, RegionalPhrases(NODE, percent, conditionings, instances, strength, outside, settings))
