@@ -225,7 +225,7 @@ def test_boxes_from_other_nodes_and_json():
     assert [i.phrase for i in found] == ["a car", "a", "b"]
     again, _ = run("", "x0 y0 x1 y1, 0-1", 1, 1, text).args
     assert [i.box for i in again] == [i.box for i in found]
-    with pytest.raises(ValueError, match="connect boxes or type JSON"):
+    with pytest.raises(ValueError, match="connect boxes or write JSON"):
         run("", "x0 y0 x1 y1, 0-1", 1, 1, " ")
 
 

@@ -6,9 +6,9 @@ import json
 
 import pytest
 import torch
+from pack.lab.evaluate import instances as command
 from pack.lab.evaluate import playground as evaluation
 from pack.nodes.evaluation import ExemplaryInstanceSuccess
-from pack.py.host.evaluation import instances as instance_evaluation
 from pack.py.ifadapter.instances import Instance, Instances
 from PIL import Image
 
@@ -39,7 +39,7 @@ def test_drawn_scenes_succeed_and_others_do_not(drawn):
 def test_the_report_counts_every_picture_of_the_batch(drawn):
     layouts, images = drawn
     success, report = measured(torch.cat([images[:1], images[1:2]]), asked(layouts[0]))
-    assert 0.0 < success <= 0.5 and "| pictures |" in report
+    assert 0.0 < success <= 0.5 and "| images |" in report
     assert all(each.phrase in report and " of 2, IoU" in report for each in layouts[0].instances)
 
 
@@ -56,9 +56,9 @@ def test_colour_and_texture_of_the_phrase_count(drawn):
     "change, says",
     [
         ({"images": torch.full((1, 32, 32, 3), float("nan"))}, "NaN"),
-        ({"images": torch.zeros(1, 32, 32, 1)}, "colour pictures"),
+        ({"images": torch.zeros(1, 32, 32, 2)}, "1, 3 or 4 channels"),
         ({"instances": Instances()}, "no instances"),
-        ({"judge": "own models"}, "detector's folder '' is not there"),
+        ({"judge": "own models"}, "detector's folder '' does not exist"),
     ],
 )
 def test_bad_input_says_what_to_do(drawn, change, says):
@@ -84,20 +84,20 @@ def test_folders_become_rows_of_one_table(drawn, tmp_path, caplog):
     (tmp_path / "layouts.json").write_text(json.dumps(described))
     arguments = [f"{name}={tmp_path / name}" for name in ("right", "wrong")] + ["--layouts", str(tmp_path / "layouts.json")]
     with caplog.at_level("INFO", logger="exemplary"):
-        assert instance_evaluation.main([*arguments, "--clip", "playground"]) == 0
+        assert command.main([*arguments, "--clip", "playground"]) == 0
     rows = [line.split("|")[1:-1] for line in caplog.messages[-1].splitlines()]
     heads = [cell.strip() for cell in rows[0]]
     right, wrong = (dict(zip(heads, (cell.strip() for cell in row))) for row in rows[2:])
-    assert right["pictures"] == "4" and float(right["success"]) > 80 > 20 > float(wrong["success"])
+    assert right["images"] == "4" and float(right["success"]) > 80 > 20 > float(wrong["success"])
     assert float(right["IoU"]) > 70 and float(right["AP50"]) > float(wrong["AP50"])
     assert float(right["CLIP"]) > float(wrong["CLIP"])
     (tmp_path / "empty").mkdir()
-    assert instance_evaluation.main([f"a={tmp_path / 'empty'}", "--layouts", str(tmp_path / "layouts.json")]) == 1
+    assert command.main([f"a={tmp_path / 'empty'}", "--layouts", str(tmp_path / "layouts.json")]) == 1
 
 
 def test_pictures_of_the_same_scenes_are_nearer_than_others():
     """The Frechet distance on the image encoder's features tells objects from streets."""
-    features, _ = instance_evaluation.playground_embedders()
+    features, _ = command.playground_embedders()
     sets = [evaluation.as_images(evaluation.held_out(*each)) for each in (("objects", 24), ("objects", 24, 500), ("street", 24))]
     a, b, c = (features(list(images)) for images in sets)
     assert evaluation.frechet_distance(a, b) < evaluation.frechet_distance(a, c)
