@@ -78,7 +78,9 @@ class ExemplaryInstance(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, phrase, x, y, width, height, strength, instances=None, mask=None, reference=None, conditioning=None) -> io.NodeOutput:
+    def execute(
+        cls, phrase, x, y, width, height, strength, instances=None, mask=None, reference=None, conditioning=None
+    ) -> io.NodeOutput:
         phrase = inputs.check_text(phrase, INSTANCE, "phrase")
         if mask is not None:
             mask = inputs.check_mask(mask, INSTANCE)

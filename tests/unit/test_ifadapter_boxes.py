@@ -29,18 +29,29 @@ SOURCES = {
     "Florence-2, open vocabulary": ({"bboxes": [[100, 100, 300, 200]], "bboxes_labels": ["cat"], "polygons": []}, XYWH_PX),
     "Florence-2, text with region": ({"quad_boxes": [[100, 100, 300, 100, 300, 200, 100, 200]], "labels": ["cat"]}, XYWH_PX),
     "Grounding DINO": (
-        {"scores": torch.tensor([0.9]), "boxes": torch.tensor([[100.0, 100, 300, 200]]), "labels": torch.tensor([3]), "text_labels": ["cat"]},
+        {
+            "scores": torch.tensor([0.9]),
+            "boxes": torch.tensor([[100.0, 100, 300, 200]]),
+            "labels": torch.tensor([3]),
+            "text_labels": ["cat"],
+        },
         XYWH_PX,
     ),
     "Grounding DINO, raw": ({"boxes": [[0.5, 0.75, 0.5, 0.5]], "labels": ["cat"]}, CXCYWH),
-    "transformers pipeline": ([{"score": 0.9, "label": "cat", "box": {"xmin": 100, "ymin": 100, "xmax": 300, "ymax": 200}}], XYWH_PX),
+    "transformers pipeline": (
+        [{"score": 0.9, "label": "cat", "box": {"xmin": 100, "ymin": 100, "xmax": 300, "ymax": 200}}],
+        XYWH_PX,
+    ),
     "Qwen2.5-VL": ([{"bbox_2d": [100, 100, 300, 200], "label": "cat"}], XYWH_PX),
     "Qwen3-VL": ([{"bbox_2d": [250, 500, 750, 1000], "label": "cat"}], XYXY_1000),
     "Gemini": ([{"box_2d": [500, 250, 1000, 750], "label": "cat"}], XYWH_PX),
     "core box editor": ([{"type": "obj", "bbox": [500, 250, 1000, 750], "desc": "cat", "text": ""}], XYWH_PX),
     "core bounding boxes": ([[{"x": 100, "y": 100, "width": 200, "height": 100, "metadata": {"desc": "cat"}}]], XYXY_PX),
     "RT-DETR": ([[{"x": 100.0, "y": 100.0, "width": 200.0, "height": 100.0, "label": "cat", "score": 0.8}]], XYWH_PX),
-    "Ultralytics": ([{"name": "cat", "class": 15, "confidence": 0.9, "box": {"x1": 100, "y1": 100, "x2": 300, "y2": 200}}], XYWH_PX),
+    "Ultralytics": (
+        [{"name": "cat", "class": 15, "confidence": 0.9, "box": {"x1": 100, "y1": 100, "x2": 300, "y2": 200}}],
+        XYWH_PX,
+    ),
     "Roboflow": (
         {"predictions": [{"x": 200, "y": 150, "width": 200, "height": 100, "class": "cat", "class_id": 0, "confidence": 0.9}]},
         XYWH_PX,

@@ -16,7 +16,7 @@ import node_helpers
 import torch
 from torch import Tensor
 
-from ...ifadapter.instances import Instance, Instances, checked_mask, short
+from ...ifadapter.instances import Instance, Instances, check_mask, shorten
 from ...ifadapter.regional import Settings, instance_mask
 from ...semantic.masks import mask_of_classes
 from ...semantic.semantic_map import SemanticMap
@@ -46,7 +46,7 @@ class RegionalReferences(Contribution):
         super().before_run(run)
         for region in self.regions:
             if region.mask is not None and region.mask.shape[0] not in (1, run.latent_shape[0]):
-                raise batch_error(NODE, f"the mask of {short(region.phrase)}", region.mask.shape[0], run.latent_shape[0])
+                raise batch_error(NODE, f"the mask of {shorten(region.phrase)}", region.mask.shape[0], run.latent_shape[0])
 
     def reference_weights(self, run: SamplingRun, part: Rows) -> tuple[int, Tensor]:
         def make() -> Tensor:
@@ -126,7 +126,7 @@ def find_regions(
             f"{NODE}: there are {count} references but {len(areas)} {what}. Give one for each reference, in the same order."
         )
     for (name, area), reference in zip(areas, references):
-        area = checked_mask(area, name)
+        area = check_mask(area, name)
         found.append(Instance((0.0, 0.0, 1.0, 1.0), name, area, reference=reference[None]))
     return found
 
@@ -144,7 +144,7 @@ def _count_references(conditioning: Any, name: str) -> int:
 
 def _encode(vae: Any, region: Instance, megapixels: float) -> Tensor:
     """The latent of a region's reference, at most so large, with sides that are whole patches."""
-    image = check_image(region.reference, NODE, f"the reference of {short(region.phrase)}")
+    image = check_image(region.reference, NODE, f"the reference of {shorten(region.phrase)}")
     height, width = image.shape[1:3]
     factor = min(1.0, (megapixels * 1e6 / (height * width)) ** 0.5)
     size = [max(MULTIPLE, round(side * factor / MULTIPLE) * MULTIPLE) for side in (width, height)]
