@@ -98,7 +98,7 @@ def test_frechet_distance_of_normals():
     assert frechet_distance(a, b) == pytest.approx(frechet_distance(b, a), rel=1e-6)
     few = torch.randn(4, 10, generator=g)
     assert frechet_distance(few, few + 1) == pytest.approx(10.0, rel=1e-3), "fewer pictures than features"
-    with pytest.raises(ValueError, match="two pictures"):
+    with pytest.raises(ValueError, match="two images"):
         frechet_distance(a[:1], b)
 
 
@@ -119,7 +119,7 @@ def test_the_table_is_aligned():
 
 
 def test_missing_models_are_named(tmp_path):
-    with pytest.raises(ValueError, match="detector's folder 'gone' is not there"):
+    with pytest.raises(ValueError, match="detector's folder 'gone' does not exist"):
         from_folders("gone")
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="holds no zero-shot-object-detection model"):
