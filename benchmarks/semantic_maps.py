@@ -22,9 +22,9 @@ if "pack" not in sys.modules:
     import conftest  # noqa: F401  puts the pack under its name
 
 from pack.benchmarks.measure import at_most, milliseconds, one_thread, ratio, show
-from pack.py.semantic.masks import map_from_masks, mask_of_classes
+from pack.py.semantic.masks import mask_of_classes, paint_masks
 from pack.py.semantic.palettes import VOID, named_palette
-from pack.py.semantic.preview import coverage_text, legend_picture
+from pack.py.semantic.preview import coverage_text, draw_legend
 from pack.py.semantic.remap import remap
 from pack.py.semantic.semantic_map import SemanticMap
 from pack.py.semantic.snapping import colours_of_image, snap_to_palette
@@ -45,7 +45,7 @@ def _figures(name: str, repeats: int) -> Iterator[dict]:
     exact = semantic_map.to_image()
     noisy = _jpeg(exact)
     names = [palette.names[label] for label in semantic_map.labels.unique().tolist()]
-    masks = [(word, mask_of_classes(semantic_map, word)) for word in names[:12]]
+    masks = torch.cat([mask_of_classes(semantic_map, word)[:1] for word in names[:12]])
     three = ", ".join(names[:3])
     swap = f"{names[0]} -> {names[1]}\n{names[1]} -> {names[0]}"
     operations: list[tuple[str, Callable, Callable | None]] = [
@@ -53,11 +53,11 @@ def _figures(name: str, repeats: int) -> Iterator[dict]:
         ("from a JPEG", lambda: snap_to_palette(noisy, palette, clean_edges=False), lambda: _naive_labels(noisy, palette)),
         ("from a JPEG, edges cleaned", lambda: snap_to_palette(noisy, palette), None),
         ("palette of a JPEG", lambda: colours_of_image(noisy), None),
-        ("from 12 masks", lambda: map_from_masks(masks, palette), None),
+        ("from 12 masks", lambda: paint_masks(None, masks, ", ".join(names[:12]), palette=palette), None),
         ("remap", lambda: remap(semantic_map, swap), lambda: _naive_remap(semantic_map)),
         ("to mask, 3 classes", lambda: mask_of_classes(semantic_map, three), None),
         ("plain image", semantic_map.to_image, lambda: _naive_picture(semantic_map)),
-        ("legend and coverage", lambda: (legend_picture(semantic_map), coverage_text(semantic_map)), None),
+        ("legend and coverage", lambda: (draw_legend(semantic_map), coverage_text(semantic_map)), None),
     ]
     for what, ours, naive in operations:
         cost = milliseconds(ours, repeats)

@@ -14,7 +14,9 @@ from . import (
     playground,
     references,
     retrieval,
+    segmentation,
     semantic_map,
+    semantic_map_files,
     semantic_map_painter,
     snf,
 )
@@ -26,6 +28,8 @@ def node_classes() -> list:
     modules = (
         semantic_map,
         semantic_map_painter,
+        semantic_map_files,
+        segmentation,
         retrieval,
         am_adapter,
         ifadapter,

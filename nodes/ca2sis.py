@@ -13,7 +13,7 @@ from ..py.host.ca2sis import styles as styles_host
 from .types import CA2SISType, SemanticMapType, ShapeType, StyleType
 from .widgets import advanced
 
-CATEGORY = "exemplary/class-adaptive"
+CATEGORY = "exemplary/CA2-SIS"
 
 
 def _fraction(name: str, default: float, tooltip: str, most: float = 1.0) -> io.Float.Input:

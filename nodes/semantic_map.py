@@ -1,24 +1,50 @@
-"""Semantic maps: made from pictures or masks, renamed, and turned into masks and pictures."""
+"""Semantic maps: read from images and masks, segmented, saved and loaded, remapped, and turned into masks and images."""
 
 from __future__ import annotations
 
-import logging
-
 from comfy_api.latest import io, ui
 
-from ..py.semantic.masks import mask_of_classes, paint_mask
+from ..py.host import notices
+from ..py.semantic.masks import mask_of_classes, paint_mask, paint_masks
 from ..py.semantic.palettes import PALETTE_NAMES, VOID, named_palette
-from ..py.semantic.preview import MUCH_VOID, coverage_text, legend_picture, reading_report, void_warning
+from ..py.semantic.preview import MUCH_VOID, coverage_text, draw_legend, reading_report, void_warning
+from ..py.semantic.reading import READINGS, read_labels
 from ..py.semantic.remap import remap
-from ..py.semantic.snapping import AUTOMATIC, choose_palette, snap_to_palette
+from ..py.semantic.snapping import AUTOMATIC
 from .types import SemanticMapType
+from .widgets import advanced
 
-CATEGORY = "exemplary/semantic map"
+CATEGORY = "exemplary/Semantic map"
+#: The order of the menu: `AUTOMATIC` was there before the later palettes.
+PALETTE_CHOICES = [*PALETTE_NAMES[:5], AUTOMATIC, *PALETTE_NAMES[5:]]
 
 _OWN = "own classes"
 _KEEP = "keep"
 
-log = logging.getLogger("exemplary")
+
+def reading_inputs() -> list[io.Input]:
+    """How label numbers are told from label colours; appended to the nodes that read label images."""
+    return [
+        io.Combo.Input(
+            "reading",
+            options=list(READINGS),
+            default=READINGS[0],
+            optional=True,
+            tooltip="colours: the image is drawn in the palette's colours. class numbers: its grey value is the number of the class. automatic "
+            "uses class numbers where the image cannot be drawn in colours, and reports it.",
+        ),
+        advanced(
+            io.Int.Input(
+                "first_class",
+                default=0,
+                min=0,
+                max=255,
+                optional=True,
+                tooltip="Class numbers: the grey value of the palette's first class; smaller values and 255 become void. 1 for ADE20K's "
+                "annotation files, where 0 means other.",
+            )
+        ),
+    ]
 
 
 class SemanticMapFromImage(io.ComfyNode):
@@ -28,18 +54,19 @@ class SemanticMapFromImage(io.ComfyNode):
             node_id="ExemplarySemanticMapFromImage",
             display_name="Semantic Map from Image",
             category=CATEGORY,
-            description="Read a coloured segmentation picture: each pixel becomes the class whose colour it has, in spite of JPEG noise "
-            "and soft edges.",
+            description="Reads a segmentation image: every pixel gets the class of its colour (despite JPEG noise and soft edges) or of its class "
+            "number.",
             inputs=[
                 io.Image.Input(
-                    "image", tooltip="A segmentation map: one flat colour for each class. Transparent places become void."
+                    "image",
+                    tooltip="A segmentation map: one flat colour or grey value per class. Transparent pixels become void.",
                 ),
                 io.Combo.Input(
                     "palette",
-                    options=[*PALETTE_NAMES, AUTOMATIC],
+                    options=PALETTE_CHOICES,
                     default=PALETTE_NAMES[0],
-                    tooltip="The colours that the map was drawn with. 'colours in this image' makes a class of every flat colour and names "
-                    "it by its colour, like #804080.",
+                    tooltip="The classes and colours that the map was drawn with. 'colours in this image' makes one class per flat colour, "
+                    "named like #804080.",
                 ),
                 io.Float.Input(
                     "tolerance",
@@ -47,37 +74,43 @@ class SemanticMapFromImage(io.ComfyNode):
                     min=0.0,
                     max=442.0,
                     step=1.0,
-                    tooltip="How far a pixel may be from its class's colour (distance in RGB, 0..255 a channel). Farther ones become void. "
+                    tooltip="Maximum RGB distance (0..255 per channel) between a pixel and the colour of its class; pixels beyond it become void. "
                     "0 accepts exact colours only.",
                 ),
                 io.Boolean.Input(
                     "clean_edges",
                     default=True,
-                    tooltip="Let mixed pixels at an edge take the class of the nearer side. Otherwise they may show a third class. "
-                    "Exact pictures are not changed.",
+                    tooltip="Assigns blended pixels at an edge to the nearer side, so that no third class appears between two others. Exact "
+                    "images are unchanged.",
                 ),
                 SemanticMapType.Input(
                     "palette_from",
                     optional=True,
-                    tooltip="Use this map's palette instead of the one chosen above, so that the same label means the same class in both.",
+                    tooltip="Uses this map's palette instead of the one chosen above, so that labels mean the same class in both maps.",
                 ),
+                *reading_inputs(),
             ],
             outputs=[
-                SemanticMapType.Output(display_name="semantic_map", tooltip="Which class stands where."),
+                SemanticMapType.Output(display_name="semantic_map", tooltip="The class of every pixel."),
                 io.String.Output(
-                    display_name="report", tooltip="How much each class covers, and a warning if the palette does not fit."
+                    display_name="report",
+                    tooltip="Coverage of each class, how the image was read, and a warning if the palette does not fit.",
                 ),
             ],
         )
 
     @classmethod
-    def execute(cls, image, palette, tolerance, clean_edges, palette_from=None) -> io.NodeOutput:
-        chosen = choose_palette(image, palette, tolerance, palette_from)
-        semantic_map = snap_to_palette(image, chosen, tolerance, clean_edges)
+    def execute(
+        cls, image, palette, tolerance, clean_edges, palette_from=None, reading=READINGS[0], first_class=0
+    ) -> io.NodeOutput:
+        found = read_labels(image, palette, tolerance, clean_edges, palette_from, reading, first_class)
+        semantic_map, notes = found.semantic_map, list(found.notes)
         void = float(semantic_map.shares()[:, VOID].mean())
         if void > MUCH_VOID:
-            log.warning("Semantic Map from Image: %s", void_warning(void, chosen.name))
-        return io.NodeOutput(semantic_map, reading_report(semantic_map, image, tolerance))
+            notes.append(void_warning(void, semantic_map.palette.name))
+        if notes:
+            notices.warn_user(f"Semantic Map from Image: {' '.join(notes)}")
+        return io.NodeOutput(semantic_map, "\n".join([*found.notes, reading_report(semantic_map, image, tolerance)]))
 
 
 class SemanticMapFromMasks(io.ComfyNode):
@@ -87,26 +120,26 @@ class SemanticMapFromMasks(io.ComfyNode):
             node_id="ExemplarySemanticMapFromMasks",
             display_name="Semantic Map from Masks",
             category=CATEGORY,
-            description="Paint one class where a mask is. Chain one node for each class through semantic_map; where masks overlap, the "
-            "later one wins.",
+            description="Paints a class where a mask is, or one class per mask of a batch with class_names. Chain nodes through semantic_map; "
+            "where masks overlap, the later one wins.",
             inputs=[
-                io.Mask.Input("mask", tooltip="Where the class stands. A mask of another size than the map is resized."),
+                io.Mask.Input("mask", tooltip="Where to paint. A mask of another size than the map is resized."),
                 io.String.Input(
                     "class_name",
                     default="person",
-                    tooltip="The class to paint, for example: car. The word void erases. With the palette 'own classes' any name will do; "
-                    "otherwise it must be a class of the palette.",
+                    tooltip="The class to paint, for example car; void erases. With the palette 'own classes' any name works, otherwise it must "
+                    "be a class of the palette. Unused if class_names is set.",
                 ),
                 io.Combo.Input(
                     "palette",
                     options=[_OWN, *PALETTE_NAMES],
                     default=_OWN,
-                    tooltip="Names and colours of the classes. Only the first node of a chain uses it; the others go on with the map's.",
+                    tooltip="Names and colours of the classes. Only the first node of a chain uses it; the others keep the map's palette.",
                 ),
                 io.String.Input(
                     "background",
                     default="",
-                    tooltip="The class for every place that is still without one after painting. Empty leaves them void.",
+                    tooltip="The class of every pixel that is still void after painting. Empty leaves them void.",
                 ),
                 io.Float.Input(
                     "threshold",
@@ -114,19 +147,30 @@ class SemanticMapFromMasks(io.ComfyNode):
                     min=0.01,
                     max=1.0,
                     step=0.01,
-                    tooltip="A soft mask counts where it is at least this.",
+                    tooltip="Soft masks count where they are at least this.",
                 ),
-                SemanticMapType.Input("semantic_map", optional=True, tooltip="The map to paint on. Leave it open to begin one."),
+                SemanticMapType.Input(
+                    "semantic_map", optional=True, tooltip="The map to paint on. Leave it unconnected to begin one."
+                ),
+                io.String.Input(
+                    "class_names",
+                    default="",
+                    multiline=True,
+                    optional=True,
+                    tooltip="For a batch of masks that belong to one image: one class name per mask, separated by commas or lines. Empty: every "
+                    "mask of the batch makes a map of its own with class_name.",
+                ),
             ],
-            outputs=[SemanticMapType.Output(display_name="semantic_map", tooltip="The map with the class painted in.")],
+            outputs=[SemanticMapType.Output(display_name="semantic_map", tooltip="The map with the painted classes.")],
         )
 
     @classmethod
-    def execute(cls, mask, class_name, palette, background, threshold, semantic_map=None) -> io.NodeOutput:
+    def execute(cls, mask, class_name, palette, background, threshold, semantic_map=None, class_names="") -> io.NodeOutput:
         chosen = None if palette == _OWN else named_palette(palette)
-        return io.NodeOutput(
-            paint_mask(semantic_map, mask, class_name, palette=chosen, background=background, threshold=threshold)
-        )
+        options = {"palette": chosen, "background": background, "threshold": threshold}
+        if class_names.strip():
+            return io.NodeOutput(paint_masks(semantic_map, mask, class_names, **options))
+        return io.NodeOutput(paint_mask(semantic_map, mask, class_name, **options))
 
 
 class SemanticMapRemap(io.ComfyNode):
@@ -136,30 +180,30 @@ class SemanticMapRemap(io.ComfyNode):
             node_id="ExemplarySemanticMapRemap",
             display_name="Semantic Map Remap",
             category=CATEGORY,
-            description="Give classes other classes by rules, or take the map to another palette by the names of its classes.",
+            description="Replaces classes by rules, or converts a map to another palette by its class names.",
             inputs=[
-                SemanticMapType.Input("semantic_map", tooltip="The map to change. It stays as it is; the output is a new map."),
+                SemanticMapType.Input("semantic_map", tooltip="The map to convert. It is not modified."),
                 io.String.Input(
                     "rules",
                     default="",
                     multiline=True,
-                    tooltip="One rule a line: car, truck -> bus. A star means every other class: * -> void. A new class is declared by its "
-                    "colour: car, bus -> vehicle #0000ff. JSON works too: an object of from and to.",
+                    tooltip="One rule per line: car, truck -> bus. * stands for every other class: * -> void. A colour declares a new class: "
+                    "car, bus -> vehicle #0000ff. A JSON object of from and to works too.",
                 ),
                 io.Combo.Input(
                     "palette",
                     options=[_KEEP, *PALETTE_NAMES],
                     default=_KEEP,
-                    tooltip="keep: classes without a rule stay. Another palette: they go to its class of the same name or meaning, or to "
-                    "void if it has none.",
+                    tooltip="keep: classes without a rule are unchanged. Another palette: they become its class with the same name or a synonym, "
+                    "or void if it has none.",
                 ),
                 SemanticMapType.Input(
-                    "palette_from", optional=True, tooltip="Go to this map's palette instead of the one chosen above."
+                    "palette_from", optional=True, tooltip="Converts to this map's palette instead of the one chosen above."
                 ),
             ],
             outputs=[
-                SemanticMapType.Output(display_name="semantic_map", tooltip="The map with its new classes."),
-                io.String.Output(display_name="report", tooltip="Which class became which, and what found no class."),
+                SemanticMapType.Output(display_name="semantic_map", tooltip="The converted map."),
+                io.String.Output(display_name="report", tooltip="Which class became which, and which became void."),
             ],
         )
 
@@ -168,7 +212,7 @@ class SemanticMapRemap(io.ComfyNode):
         target = None if palette == _KEEP else named_palette(palette)
         result = remap(semantic_map, rules, target if palette_from is None else palette_from.palette)
         if result.unmatched:
-            log.warning("Semantic Map Remap: %s", result.report().splitlines()[-1])
+            notices.warn_user(f"Semantic Map Remap: {result.report().splitlines()[-1]}")
         return io.NodeOutput(result.semantic_map, result.report())
 
 
@@ -179,18 +223,18 @@ class SemanticMapToMask(io.ComfyNode):
             node_id="ExemplarySemanticMapToMask",
             display_name="Semantic Map to Mask",
             category=CATEGORY,
-            description="The places of one or several classes as a hard mask.",
+            description="The pixels of one or several classes as a hard mask.",
             inputs=[
-                SemanticMapType.Input("semantic_map", tooltip="Which class stands where."),
+                SemanticMapType.Input("semantic_map", tooltip="The semantic map."),
                 io.String.Input(
                     "classes",
                     default="person",
                     multiline=True,
-                    tooltip="Class names separated by commas or lines, for example: car, bus. A star means every class, void the rest. "
-                    "A class that the map does not show gives an empty mask.",
+                    tooltip="Class names separated by commas or lines, for example: car, bus. * selects every class, void the pixels without "
+                    "one. A class that the map does not have gives an empty mask.",
                 ),
             ],
-            outputs=[io.Mask.Output(display_name="mask", tooltip="1 where one of the classes stands, 0 elsewhere.")],
+            outputs=[io.Mask.Output(display_name="mask", tooltip="1 for pixels of these classes, 0 elsewhere.")],
         )
 
     @classmethod
@@ -205,19 +249,19 @@ class SemanticMapPreview(io.ComfyNode):
             node_id="ExemplarySemanticMapPreview",
             display_name="Semantic Map Preview",
             category=CATEGORY,
-            description="Draw a semantic map: plain, for a segmentation ControlNet, and with a legend that says what covers how much.",
+            description="Draws a semantic map: plain, for a segmentation ControlNet, and with a legend of the classes and their coverage.",
             inputs=[SemanticMapType.Input("semantic_map", tooltip="The map to draw.")],
             outputs=[
                 io.Image.Output(display_name="image", tooltip="The map in its palette's colours, pixel for pixel."),
-                io.Image.Output(display_name="legend", tooltip="The map above the list of its classes and their coverage."),
-                io.String.Output(display_name="coverage", tooltip="One line a class: its name and how much it covers."),
+                io.Image.Output(display_name="legend", tooltip="The map above a list of its classes and their coverage."),
+                io.String.Output(display_name="coverage", tooltip="One line per class: its name and coverage."),
             ],
             is_output_node=True,
         )
 
     @classmethod
     def execute(cls, semantic_map) -> io.NodeOutput:
-        legend = legend_picture(semantic_map)
+        legend = draw_legend(semantic_map)
         return io.NodeOutput(semantic_map.to_image(), legend, coverage_text(semantic_map), ui=ui.PreviewImage(legend))
 
 

@@ -24,7 +24,7 @@ class SemanticMapPainter(io.ComfyNode):
         return io.Schema(
             node_id="ExemplarySemanticMapPainter",
             display_name="Semantic Map Painter",
-            category="exemplary/semantic map",
+            category="exemplary/Semantic map",
             description="Paint a semantic map on the node, or correct one that comes in: brush, fill, polygon, rectangle and eraser, with "
             "the classes of a palette or your own.",
             inputs=[

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 
 import torch
 import torch.nn.functional as F
@@ -22,22 +21,22 @@ def paint_mask(
     background: str = "",
     threshold: float = 0.5,
 ) -> SemanticMap:
-    """Put one class where the mask is, over what is there; then give the places that are still void to the background class.
+    """Paint one class where the mask is, over what is there; then fill what is still void with the background class.
 
     Args:
-        semantic_map: what to paint on. None starts with a void map of the mask's size.
+        semantic_map: the map to paint on. None begins with a void map of the mask's size.
         mask: [b, h, w] or [h, w] in 0..1. A mask of another size than the map is resized. 1 mask serves every map and the reverse.
         class_name: a class of the palette, or void to erase. An open palette takes new names.
         palette: for the first mask only; None is the open palette without classes.
         background: a class as above, or empty for none.
-        threshold: where the mask is at least this, the class stands.
+        threshold: the class is painted where the mask is at least this.
 
     Raises:
         ValueError: an unknown or empty class name, NaN in the mask, a mask without pixels, batches that do not match.
     """
-    mask = _checked(mask)
+    mask = mask_batch(mask)
     if not 0.0 < threshold <= 1.0:
-        raise ValueError(f"threshold: {threshold} would take everything or nothing; give a number above 0 and at most 1.")
+        raise ValueError(f"threshold: {threshold} would select everything or nothing; give a number above 0 and at most 1.")
     if semantic_map is None:
         labels = torch.full(mask.shape, VOID, dtype=torch.uint8)
         palette = own_palette() if palette is None else palette
@@ -56,32 +55,48 @@ def paint_mask(
     return SemanticMap(labels, palette)
 
 
-def map_from_masks(
-    masks: Iterable[tuple[str, Tensor]], palette: Palette | None = None, background: str = "", threshold: float = 0.5
+def paint_masks(
+    semantic_map: SemanticMap | None,
+    masks: Tensor,
+    class_names: str,
+    *,
+    palette: Palette | None = None,
+    background: str = "",
+    threshold: float = 0.5,
 ) -> SemanticMap:
-    """A map from (class name, mask) pairs in painting order: where masks overlap, the later one wins. Otherwise as `paint_mask`.
+    """One map from a batch of masks with a name each, in painting order: where masks overlap, the later one wins.
+
+    Args:
+        masks: [n, h, w], a mask for each name.
+        class_names: n names, separated by commas or lines. Otherwise as `paint_mask`.
 
     Raises:
-        ValueError: no mask at all, or as `paint_mask`.
+        ValueError: another number of names than masks, or as `paint_mask`.
     """
-    pairs = list(masks)
-    if not pairs:
-        raise ValueError("masks: there is none; give at least one mask with its class name.")
-    semantic_map: SemanticMap | None = None
-    for class_name, mask in pairs[:-1]:
-        semantic_map = paint_mask(semantic_map, mask, class_name, palette=palette, threshold=threshold)
-    class_name, mask = pairs[-1]
-    return paint_mask(semantic_map, mask, class_name, palette=palette, background=background, threshold=threshold)
+    masks, names = mask_batch(masks), split_names(class_names)
+    if len(names) != len(masks):
+        raise ValueError(
+            f"class_names: {len(names)} names for {len(masks)} masks ({', '.join(names[:24])}). Give one name per mask of the batch, in its "
+            "order; a name may repeat."
+        )
+    for mask, name in zip(masks[:-1], names):
+        semantic_map = paint_mask(semantic_map, mask, name, palette=palette, threshold=threshold)
+    return paint_mask(semantic_map, masks[-1], names[-1], palette=palette, background=background, threshold=threshold)
+
+
+def split_names(text: str) -> list[str]:
+    """Names separated by commas or lines, without empty ones."""
+    return [name for name in (part.strip() for part in re.split(r"[,\n]", text.replace("\ufeff", ""))) if name]
 
 
 def mask_of_classes(semantic_map: SemanticMap, classes: str) -> Tensor:
-    """Where the listed classes are, [b, h, w] float32, 1 there and 0 elsewhere. A class that the map does not show gives zeros.
+    """Where the listed classes are, [b, h, w] float32, 1 there and 0 elsewhere. A class that the map does not have gives zeros.
 
     Args:
         classes: names or labels, separated by commas or lines; `*` is every class, without void.
 
     Raises:
-        ValueError: nothing listed, or a name that is no class of the palette.
+        ValueError: nothing listed, or a name that is not a class of the palette.
     """
     wanted = class_labels(semantic_map.palette, classes, "classes")
     if not wanted:
@@ -95,30 +110,40 @@ def class_labels(palette: Palette, classes: str, where: str) -> list[int]:
     """The labels of names separated by commas or lines, each once, in order; `*` is every class. `where` names the input.
 
     Raises:
-        ValueError: a name that is no class of the palette.
+        ValueError: a name that is not a class of the palette.
     """
     labels: dict[int, None] = {}
-    for word in filter(None, (part.strip() for part in re.split(r"[,\n]", classes))):
+    for word in split_names(classes):
         for label in range(len(palette.names)) if word == "*" else (palette.label(word, where),):
             labels[label] = None
     return list(labels)
 
 
 def present_names(semantic_map: SemanticMap, most: int = 24) -> str:
-    """The classes that the map shows, the largest first, for messages."""
+    """The classes of the map, the largest first, for messages."""
     counts = semantic_map.counts().sum(dim=0)
     present = [label for label in counts.argsort(descending=True, stable=True).tolist() if counts[label] > 0]
     names = [semantic_map.palette.class_name(label) for label in present[:most]]
     return ", ".join([*names, "..."] if len(present) > most else names)
 
 
-def _checked(mask: Tensor) -> Tensor:
-    if mask.ndim < 2 or mask.numel() == 0:
-        raise ValueError(f"mask: shape {tuple(mask.shape)}; a mask is [batch, height, width] with at least one pixel.")
+def mask_batch(mask: Tensor) -> Tensor:
+    """A MASK as [b, h, w] float32 in 0..1 on the CPU, from [h, w], [b, h, w], [b, 1, h, w] or [b, h, w, 1]; 0..255 is scaled.
+
+    Raises:
+        ValueError: an image or another shape, no pixels, NaN or infinity.
+    """
+    if mask.ndim == 4 and 1 in (mask.shape[1], mask.shape[-1]):
+        mask = mask[:, 0] if mask.shape[1] == 1 else mask[..., 0]
+    if mask.ndim not in (2, 3) or mask.numel() == 0:
+        raise ValueError(
+            f"mask: shape {tuple(mask.shape)}; a mask is [batch, height, width] with at least one pixel. "
+            "Convert an image with Convert Image to Mask first."
+        )
     mask = mask.detach().to("cpu", torch.float32).reshape(-1, *mask.shape[-2:])
     if not torch.isfinite(mask).all():
-        raise ValueError("mask: it holds NaN or infinite values; the node that made it failed. Make the mask again, or draw one.")
-    return mask
+        raise ValueError("mask: it has NaN or infinite values; the node that made it failed. Make the mask again, or draw one.")
+    return mask / 255.0 if float(mask.max()) > 2.0 else mask  # 2: a sharp filter may overshoot 1
 
 
 def _label_of(palette: Palette, name: str, where: str) -> tuple[Palette, int]:

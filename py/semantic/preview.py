@@ -1,4 +1,4 @@
-"""Pictures and words about a map, for people: a legend, and how much of the picture each class covers."""
+"""Drawings and texts about a map, for people: a legend, and how much of the image each class covers."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from .snapping import AUTOMATIC, best_palette
 _PANEL = (32, 32, 36)
 _INK = (240, 240, 240)
 _LEAST_SIDE = 384
-#: From this share of void on, the palette is probably not the one that the picture was drawn with.
+#: From this share of void on, the palette is probably not the one that the image was drawn with.
 MUCH_VOID = 0.5
 
 
 def coverage_text(semantic_map: SemanticMap) -> str:
-    """One line a class that the map shows, the largest first: `road: 41.2 %`. A batch gets one such block a map.
+    """One line per class of the map, the largest first: `road: 41.2 %`. A batch gets one such block per map.
 
     Where void covers more than a half, the first line of the block is a warning.
     """
@@ -35,28 +35,29 @@ def coverage_text(semantic_map: SemanticMap) -> str:
 
 
 def reading_report(semantic_map: SemanticMap, image: Tensor, tolerance: float) -> str:
-    """The coverage of a map that was read from a picture, and advice in front where void covers more than a half of it."""
+    """The coverage of a map that was read from an image, and advice in front where void covers more than a half of it."""
     text = coverage_text(semantic_map)
     if float(semantic_map.shares()[:, VOID].mean()) <= MUCH_VOID:
         return text
     fit = best_palette(image, tolerance)
     if fit.share > MUCH_VOID and fit.name != semantic_map.palette.name:
-        advice = f"The palette {fit.name!r} fits better; choose it."
+        tied = "".join(f" or {name!r}" for name in fit.ties)
+        advice = f"The palette {fit.name!r}{tied} fits better; choose {'the one that it was drawn with' if tied else 'it'}."
     else:
-        advice = f"No known palette fits. Choose {AUTOMATIC!r}, or check that the picture is a map, not a photo."
+        advice = f"No known palette fits. Choose {AUTOMATIC!r}, or check that the image is a map, not a photo (use Segment Image for photos)."
     return f"{advice}\n{text}"
 
 
 def void_warning(share: float, palette_name: str) -> str:
-    """What a report says when too much of a picture (`share`, 0..1) belongs to no class."""
-    return f"Warning: {_percent(share)} of the picture is void: it belongs to no class of the palette {palette_name!r}."
+    """The warning when too much of an image (`share`, 0..1) belongs to no class."""
+    return f"Warning: {_percent(share)} of the image is void: it belongs to no class of the palette {palette_name!r}."
 
 
-def legend_picture(semantic_map: SemanticMap) -> Tensor:
+def draw_legend(semantic_map: SemanticMap) -> Tensor:
     """The map above a legend of its classes and their coverage, [b, h', w', 3] float32 in 0..1.
 
     Small maps are enlarged by a whole factor so that the words stay readable. The legend lists the classes of the whole batch, so that
-    its pictures have one size; the figures are each map's own.
+    all drawings have one size; the figures are each map's own.
     """
     shares = semantic_map.shares()
     listed = _by_size(shares.mean(dim=0))

@@ -1,4 +1,4 @@
-"""Other classes for the same places: rules written by hand, and matching names between palettes."""
+"""Replace the classes of a map: by rules that a user writes, and by matching names between palettes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from .masks import class_labels
-from .palettes import VOID, Colour, Palette, parse_colour, same_thing
+from .palettes import VOID, Colour, Palette, parse_colour, synonyms
 from .semantic_map import SemanticMap, look_up
 
 _ARROW = re.compile("->|\u2192")
@@ -32,9 +32,9 @@ def parse_rules(text: str) -> list[Rule]:
     `to #rrggbb` declares a new class with that colour. Empty text gives no rules.
 
     Raises:
-        ValueError: a line without an arrow, an empty side, or JSON that is no object of texts; quotes the place.
+        ValueError: a line without an arrow, an empty side, or JSON that is not an object of texts; quotes the line.
     """
-    text = text.strip()
+    text = text.replace("\ufeff", "").strip()
     if text.startswith(("{", "[")):
         pairs = _json_pairs(text)
     else:
@@ -68,7 +68,7 @@ def _json_pairs(text: str) -> list[tuple[str, str]]:
         raise ValueError(f"rules: the JSON is a {type(found).__name__}. {_JSON_FORM}")
     for source, target in found.items():
         if not (target is None or isinstance(target, str)):
-            raise ValueError(f"rules: {source!r} goes to {target!r}, which is no text. {_JSON_FORM}")
+            raise ValueError(f"rules: {source!r} goes to {target!r}, which is not a text. {_JSON_FORM}")
     return [(source.strip(), "void" if target is None else target.strip()) for source, target in found.items()]
 
 
@@ -77,13 +77,14 @@ _JSON_FORM = 'Write an object of texts, like: {"car, truck": "bus", "rider": nul
 
 @dataclass(frozen=True)
 class Remapped:
-    """A remapped map, and what happened: (from, to) names of classes that the map shows, and those for which nothing was found."""
+    """A remapped map, the changes as (from, to) names of classes of the map, and the classes without a counterpart."""
 
     semantic_map: SemanticMap
     changes: tuple[tuple[str, str], ...]
     unmatched: tuple[str, ...]
 
     def report(self) -> str:
+        """One line per change, and the classes that became void."""
         lines = [f"{source} -> {target}" for source, target in self.changes]
         if self.unmatched:
             lines.append(
@@ -94,7 +95,7 @@ class Remapped:
 
 
 def remap(semantic_map: SemanticMap, rules: str = "", palette: Palette | None = None) -> Remapped:
-    """Give classes other classes, all at once (a swap is two rules).
+    """Replace classes, all at once (a swap is two rules).
 
     Args:
         rules: see `parse_rules`. Rules that name a class go before `*`, and both before matching by name.
@@ -135,8 +136,8 @@ def remap(semantic_map: SemanticMap, rules: str = "", palette: Palette | None = 
 
 
 def match_name(name: str, palette: Palette) -> int | None:
-    """The label of the class with this name, or else with another name for the same thing; None if there is none."""
-    for candidate in (name, *same_thing(name)):
+    """The label of the class with this name, or else with a synonym of it; None if there is none."""
+    for candidate in (name, *synonyms(name)):
         label = palette.find(candidate)
         if label is not None and label != VOID:
             return label

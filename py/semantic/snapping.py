@@ -1,4 +1,4 @@
-"""Coloured pictures to labels: every pixel gets the class whose colour it has, in spite of JPEG noise and soft edges."""
+"""Coloured images to labels: every pixel gets the class of its colour, in spite of JPEG noise and soft edges."""
 
 from __future__ import annotations
 
@@ -8,7 +8,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .palettes import MAX_CLASSES, PALETTE_NAMES, VOID, Colour, Palette, named_palette, palette_of_colours
+from .palettes import (
+    AUTOMATIC_NAME,
+    MAX_CLASSES,
+    NUMBERS_ONLY,
+    PALETTE_NAMES,
+    VOID,
+    Colour,
+    Palette,
+    named_palette,
+    palette_of_colours,
+)
 from .semantic_map import SemanticMap
 
 # The numbers below were chosen on random maps of every named palette, saved as JPEG of quality 75 and 50 or halved by a bicubic filter.
@@ -22,7 +32,7 @@ _NOISE = 8
 _LEAST = 16
 #: How far an unsettled pixel looks. JPEG halves the resolution of colour, so its edges are three to four pixels wide.
 _REACH = 3
-#: More unsettled pixels than this, and than half of the picture, are not worth the time: a photo.
+#: More unsettled pixels than this, and than half of the image, are not worth the time: a photo.
 _MANY = 1 << 18
 _NONE = -1
 _ROWS = 1 << 14
@@ -31,11 +41,11 @@ _LUMA_CHROMA = np.array([[0.598, -0.169, 0.5], [1.174, -0.331, -0.419], [0.228, 
 
 
 def snap_to_palette(image: Tensor, palette: Palette, tolerance: float = 32.0, clean_edges: bool = True) -> SemanticMap:
-    """Say for each pixel which class of the palette it is: the nearest colour in RGB, within the tolerance; otherwise void.
+    """The class of each pixel: the nearest palette colour in RGB, within the tolerance; otherwise void.
 
-    With `clean_edges`, a pixel that has no colour of the palette exactly enough is settled by what stands around it: if its colour is a
-    mixture of two neighbouring classes, it becomes the nearer one. Without this, an edge between two classes shows a third one, whose
-    colour happens to lie between theirs. Exact colours are never changed.
+    With `clean_edges`, a pixel without an exact palette colour is settled by its neighbours: if its colour is a mixture of two
+    neighbouring classes, it becomes the nearer one. Without this, an edge between two classes shows a third one, whose colour happens
+    to lie between theirs. Exact colours are never changed.
 
     Args:
         image: [b, h, w, c] in 0..1; c is 1 (gray), 3 or 4. Values beyond are clipped. Where the fourth channel is below a half: void.
@@ -46,30 +56,30 @@ def snap_to_palette(image: Tensor, palette: Palette, tolerance: float = 32.0, cl
     """
     if not tolerance >= 0:
         raise ValueError(f"tolerance: {tolerance} is not a distance; give 0 (exact colours) to 442 (every colour).")
-    rgb, visible = _to_bytes(image)
+    rgb, visible = image_to_bytes(image)
     colours, indices = _distinct(rgb)
     found = _Nearest(colours, *_nearest(colours, palette))
     own = np.where(found.distances <= tolerance, found.labels, VOID).astype(np.uint8)
     result = np.take(own, indices, mode="clip")
     if clean_edges and tolerance > 0 and found.distances.any():
-        for picture in range(len(rgb)):
-            result[picture] = _clean(rgb[picture], result[picture], indices[picture], found, palette, tolerance)
+        for row in range(len(rgb)):
+            result[row] = _clean(rgb[row], result[row], indices[row], found, palette, tolerance)
     if visible is not None:
         result[~visible] = VOID
     return SemanticMap(torch.from_numpy(result), palette)
 
 
 def colours_of_image(image: Tensor, tolerance: float = 32.0) -> Palette:
-    """The palette of a map whose classes nobody has named: its areas' colours, the largest area first, named `#rrggbb`.
+    """The palette of a map with unknown classes: the colours of its areas, the largest area first, named `#rrggbb`.
 
-    A colour counts where an area at least two pixels wide has it, so soft edges make no classes. In a picture with JPEG noise, colours
+    A colour counts where an area at least two pixels wide has it, so that soft edges make no classes. In an image with JPEG noise, colours
     within the tolerance of a larger class that cover less than a thousandth are noise. With tolerance 0 every distinct colour is a class.
     A batch gets one palette.
 
     Raises:
         ValueError: as `snap_to_palette`; or more than 255 colours.
     """
-    rgb, visible = _to_bytes(image)
+    rgb, visible = image_to_bytes(image)
     codes, indices = _distinct(rgb)
     if tolerance > 0:
         interior = _interior(rgb)
@@ -82,18 +92,17 @@ def colours_of_image(image: Tensor, tolerance: float = 32.0) -> Palette:
     chosen = _peaks(codes, counts, tolerance, pixels=indices.size)
     if len(chosen) > MAX_CLASSES:
         raise ValueError(
-            f"image: it holds {'at least ' if tolerance > 0 else ''}{len(chosen)} colours, a map at most {MAX_CLASSES} classes. "
+            f"image: it has {'at least ' if tolerance > 0 else ''}{len(chosen)} colours, a map at most {MAX_CLASSES} classes. "
             "Raise the tolerance to merge similar ones, choose the palette that the map was drawn with, or check that it is a map, not a photo."
         )
     return palette_of_colours(chosen)
 
 
-#: The choice that means: make a palette from the picture.
-AUTOMATIC = "colours in this image"
+AUTOMATIC = AUTOMATIC_NAME
 
 
 def choose_palette(image: Tensor, name: str, tolerance: float, like: SemanticMap | None = None) -> Palette:
-    """The palette of `like` if there is one, else one of PALETTE_NAMES by name, else (AUTOMATIC) the picture's own.
+    """The palette of `like` if there is one, else one of PALETTE_NAMES by name, else (AUTOMATIC) the image's own colours.
 
     Raises:
         ValueError: an unknown name, or as `colours_of_image`.
@@ -105,38 +114,52 @@ def choose_palette(image: Tensor, name: str, tolerance: float, like: SemanticMap
 
 @dataclass(frozen=True)
 class PaletteFit:
-    """How much of a picture lies within the tolerance of a palette's colours (void's colour not counted), 0..1."""
+    """How much of an image lies within the tolerance of a palette's colours (void's colour not counted), 0..1.
+
+    `ties`: other palettes that fit exactly as well.
+    """
 
     name: str
     share: float
+    ties: tuple[str, ...] = ()
 
 
 def best_palette(image: Tensor, tolerance: float = 32.0) -> PaletteFit:
-    """The named palette that fits a picture best, judged on at most 128 x 128 pixels of the first picture."""
+    """The named palette that fits an image best, judged on at most 128 x 128 pixels of the first image."""
     step = max(1, max(image.shape[1:3]) // 128)
-    rgb, _ = _to_bytes(image[:1, ::step, ::step])
+    rgb, _ = image_to_bytes(image[:1, ::step, ::step])
     codes, indices = _distinct(rgb)
     counts = np.bincount(indices.ravel(), minlength=len(codes))
     fits = []
-    for name in PALETTE_NAMES:
+    for name in (each for each in PALETTE_NAMES if each not in NUMBERS_ONLY):
         labels, distances, _ = _nearest(codes, named_palette(name))
         # Closeness breaks ties: with a wide tolerance ADE20K's 150 colours accept almost anything.
         closeness = np.clip(1.0 - distances / (tolerance + 1.0), 0.0, 1.0) * (labels != VOID)
         fits.append(PaletteFit(name, float((counts * closeness).sum() / counts.sum())))
-    return max(fits, key=lambda fit: fit.share)
+    best = max(fits, key=lambda fit: fit.share)
+    return PaletteFit(best.name, best.share, tuple(f.name for f in fits if f is not best and f.share == best.share))
 
 
-def _to_bytes(image: Tensor) -> tuple[np.ndarray, np.ndarray | None]:
-    """[b, h, w, 3] uint8, and where the picture is opaque [b, h, w] bool (None: everywhere)."""
+def palette_distances(colours: np.ndarray, palette: Palette) -> np.ndarray:
+    """How far each colour [u, 3] is from the nearest colour of the palette, void included, [u]."""
+    return _nearest(colours, palette)[1]
+
+
+def image_to_bytes(image: Tensor) -> tuple[np.ndarray, np.ndarray | None]:
+    """An IMAGE as [b, h, w, 3] uint8, and where it is opaque [b, h, w] bool (None: everywhere).
+
+    Raises:
+        ValueError: another shape, no pixels, NaN or infinity.
+    """
     if image.ndim != 4 or image.shape[-1] not in (1, 3, 4) or image.numel() == 0:
         raise ValueError(
-            f"image: shape {tuple(image.shape)}; a map's picture is [batch, height, width, 3 or 4 channels] with at least one pixel."
+            f"image: shape {tuple(image.shape)}; a label image is [batch, height, width, 1, 3 or 4 channels] with at least one pixel."
         )
     image = image.detach().to("cpu", torch.float32)
     if not torch.isfinite(image.sum()) and not torch.isfinite(image).all():
         bad = int((~torch.isfinite(image)).sum())
         raise ValueError(
-            f"image: {bad} values are NaN or infinite. The picture comes from a run that failed (often half precision in the VAE); "
+            f"image: {bad} values are NaN or infinite. The image comes from a run that failed (often half precision in the VAE); "
             "decode it again in float32, or load the map from a file."
         )
     visible = None
@@ -199,7 +222,7 @@ def _nearest(
 
 @dataclass(frozen=True)
 class _Nearest:
-    """The distinct colours of a batch, [u, 3], and what `_nearest` says of them."""
+    """The distinct colours of a batch, [u, 3], and what `_nearest` found for them."""
 
     colours: np.ndarray
     labels: np.ndarray
@@ -210,12 +233,12 @@ class _Nearest:
 def _clean(
     rgb: np.ndarray, labels: np.ndarray, indices: np.ndarray, found: _Nearest, palette: Palette, tolerance: float
 ) -> np.ndarray:
-    """Labels [h, w] of one picture in which edges show no class that stands on neither side.
+    """Labels [h, w] of one image in which an edge shows only classes of its two sides.
 
-    1. An area is where a 2x2 block has, up to noise, one colour of the palette. Only classes that have an area are in the picture;
+    1. An area is where a 2x2 block has, up to noise, one colour of the palette. Only classes that have an area are in the image;
        where a block has one colour that is no class's, the area is void. Pixels of areas are settled.
     2. Every other pixel asks the settled ones around it, twice, so that edges up to a dozen pixels wide are covered.
-    3. What nobody settled takes the nearest colour of the classes in the picture, if that is within the tolerance.
+    3. The rest takes the nearest colour of the classes in the image, if that is within the tolerance.
     """
     certain = (found.distances <= min(tolerance, _CERTAIN)) & (found.distances <= _CLEAR * found.runners_up)
     exact = np.take(found.distances == 0, indices, mode="clip")
@@ -317,7 +340,7 @@ def _interior(rgb: np.ndarray) -> np.ndarray:
 
 
 def _peaks(colours: np.ndarray, counts: np.ndarray, tolerance: float, pixels: int) -> list[Colour]:
-    """The colours that stand for the others, the most frequent first; stops one past the limit."""
+    """The colours that represent the others, the most frequent first; stops one past the limit."""
     order = np.flatnonzero(counts)
     order = order[np.argsort(-counts[order], kind="stable")]
     colours, counts = colours[order], counts[order]

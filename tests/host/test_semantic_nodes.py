@@ -15,11 +15,11 @@ from pack.py.semantic.palettes import PALETTE_NAMES, VOID, named_palette
 ROOT = Path(__file__).resolve().parents[2]
 SCHEMAS = {
     "ExemplarySemanticMapFromImage": (
-        ["image", "palette", "tolerance", "clean_edges", "palette_from"],
+        ["image", "palette", "tolerance", "clean_edges", "palette_from", "reading", "first_class"],
         ["EXEMPLARY_SEMANTIC_MAP semantic_map", "STRING report"],
     ),
     "ExemplarySemanticMapFromMasks": (
-        ["mask", "class_name", "palette", "background", "threshold", "semantic_map"],
+        ["mask", "class_name", "palette", "background", "threshold", "semantic_map", "class_names"],
         ["EXEMPLARY_SEMANTIC_MAP semantic_map"],
     ),
     "ExemplarySemanticMapRemap": (
@@ -75,7 +75,7 @@ def test_the_choices_that_workflows_store_stay():
 @pytest.mark.parametrize("node", nodes.NODES, ids=lambda node: node.__name__)
 def test_everything_is_explained(node):
     schema, inputs, outputs = schema_of(node)
-    assert schema.description and schema.category == "exemplary/semantic map"
+    assert schema.description and schema.category == "exemplary/Semantic map"
     assert all(i.tooltip for i in schema.inputs) and all(o.tooltip for o in schema.outputs)
     page = (ROOT / "js" / "docs" / f"{schema.node_id}.md").read_text("utf-8")
     assert all(f"`{name}`" in page for name in [*inputs, *(output.split()[1] for output in outputs)])
@@ -100,7 +100,7 @@ def test_every_language_has_every_word(node, language):
 @pytest.mark.parametrize("node", nodes.NODES, ids=lambda node: node.__name__)
 def test_the_host_can_describe_it(node):
     info = node.GET_NODE_INFO_V1()
-    assert info["category"] == "exemplary/semantic map"
+    assert info["category"] == "exemplary/Semantic map"
     json.dumps(info)
 
 
@@ -115,7 +115,7 @@ def test_a_wrong_palette_warns(caplog):
     with caplog.at_level("WARNING", logger="exemplary"):
         _, report = execute(nodes.SemanticMapFromImage, image=picture(["sky", "road"]), palette="CelebAMask-HQ").result
     assert "'Cityscapes / BDD100K' fits better" in report and "Warning: 100.0 %" in report
-    assert "Semantic Map from Image: Warning" in caplog.text
+    assert "Semantic Map from Image: Warning" in caplog.text and "of the image is void" in caplog.text
 
 
 def test_another_maps_palette_goes_before_the_chosen_one():

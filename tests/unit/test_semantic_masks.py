@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from pack.py.semantic.masks import map_from_masks, mask_of_classes, paint_mask
+from pack.py.semantic.masks import mask_of_classes, paint_mask, paint_masks
 from pack.py.semantic.palettes import VOID, named_palette
 from pack.py.semantic.semantic_map import SemanticMap
 
@@ -30,15 +30,16 @@ def painted_one_by_one(masks, threshold):
 @pytest.mark.parametrize("seed", range(3))
 def test_masks_of_all_classes_make_the_map_again(seed):
     semantic_map = random_map(seed)
-    masks = [(name, mask_of_classes(semantic_map, name)) for name in FACES.names]
-    assert torch.equal(map_from_masks(masks, FACES).labels, semantic_map.labels)
+    one = SemanticMap(semantic_map.labels[:1], FACES)
+    masks = torch.cat([mask_of_classes(one, name) for name in FACES.names])
+    assert torch.equal(paint_masks(None, masks, ", ".join(FACES.names), palette=FACES).labels, one.labels)
 
 
 @pytest.mark.parametrize("threshold", [0.2, 0.5, 1.0])
 def test_the_later_mask_wins(threshold):
-    masks = list(torch.rand(4, 2, 5, 6, generator=torch.Generator().manual_seed(1)))
-    result = map_from_masks(zip("abcd", masks), threshold=threshold)
-    assert torch.equal(result.labels.long(), painted_one_by_one(masks, threshold))
+    masks = torch.rand(4, 5, 6, generator=torch.Generator().manual_seed(1))
+    result = paint_masks(None, masks, "a, b\nc, d", threshold=threshold)
+    assert torch.equal(result.labels.long(), painted_one_by_one(masks[:, None], threshold))
     assert result.names == ("a", "b", "c", "d")
 
 
@@ -47,7 +48,7 @@ def test_a_chain_is_the_list():
     chained = None
     for name, mask in zip(("sky", "sea", "boat"), masks):
         chained = paint_mask(chained, mask, name)
-    assert torch.equal(chained.labels, map_from_masks(zip(("sky", "sea", "boat"), masks)).labels)
+    assert torch.equal(chained.labels, paint_masks(None, torch.cat(masks), "sky, sea, boat").labels)
 
 
 def test_the_background_takes_what_is_void_and_nothing_else():
@@ -102,7 +103,7 @@ def test_painting_does_not_touch_its_inputs():
 @pytest.mark.parametrize(
     "change, message",
     [
-        ({"mask": torch.full((1, 4, 4), float("nan"))}, "mask: it holds NaN"),
+        ({"mask": torch.full((1, 4, 4), float("nan"))}, "mask: it has NaN"),
         ({"mask": torch.zeros(1, 0, 4)}, "mask: shape"),
         ({"class_name": "hiar"}, "class_name: 'hiar' .*Did you mean 'hair'"),
         ({"class_name": " "}, "class_name"),
@@ -119,8 +120,8 @@ def test_bad_input_is_named(change, message):
 def test_an_open_palette_wants_a_name_too():
     with pytest.raises(ValueError, match="class_name"):
         paint_mask(None, torch.ones(1, 4, 4), "  ")
-    with pytest.raises(ValueError, match="there is none"):
-        map_from_masks([])
+    with pytest.raises(ValueError, match="class_names: 2 names for 3 masks"):
+        paint_masks(None, torch.ones(3, 4, 4), "sky, sea")
 
 
 def test_several_classes_make_one_mask():
@@ -140,7 +141,20 @@ def test_a_star_is_every_class_and_void_the_rest():
 def test_an_absent_class_is_an_empty_mask_and_an_unknown_one_an_error():
     semantic_map = SemanticMap(torch.tensor([[[0, 5]]]), FACES)
     assert mask_of_classes(semantic_map, "hat").sum() == 0
-    with pytest.raises(ValueError, match="classes: 'car' is no class of the palette 'CelebAMask-HQ'"):
+    with pytest.raises(ValueError, match="classes: 'car' is not a class of the palette 'CelebAMask-HQ'"):
         mask_of_classes(semantic_map, "car")
     with pytest.raises(ValueError, match="classes: nothing is listed; name at least one of: background, r_eye"):
         mask_of_classes(semantic_map, " ,\n")
+
+
+@pytest.mark.parametrize("shape", [(4, 4), (1, 4, 4), (1, 1, 4, 4), (1, 4, 4, 1)])
+@pytest.mark.parametrize("scale", [1.0, 255.0])
+def test_masks_come_in_several_shapes_and_scales(shape, scale):
+    mask = (torch.eye(4) * scale).reshape(shape)
+    assert torch.equal(mask_of_classes(paint_mask(None, mask, "a"), "a"), torch.eye(4)[None])
+    assert torch.equal(paint_mask(None, mask.half(), "a").labels, paint_mask(None, mask, "a").labels)
+
+
+def test_an_image_is_no_mask():
+    with pytest.raises(ValueError, match="Convert Image to Mask"):
+        paint_mask(None, torch.ones(1, 8, 8, 3), "a")

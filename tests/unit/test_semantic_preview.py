@@ -5,7 +5,7 @@ import torch
 from pack.py.semantic import preview
 from pack.py.semantic.masks import paint_mask
 from pack.py.semantic.palettes import PALETTE_NAMES, VOID, named_palette
-from pack.py.semantic.preview import coverage_text, legend_picture
+from pack.py.semantic.preview import coverage_text, draw_legend
 from pack.py.semantic.semantic_map import SemanticMap
 from PIL import ImageFont
 
@@ -32,7 +32,7 @@ def test_coverage_lists_the_largest_first_and_void_last():
 
 def test_much_void_is_a_warning():
     labels = torch.tensor([[[0] * 3 + [VOID] * 7]])
-    assert coverage_text(SemanticMap(labels, CITY)).startswith("Warning: 70.0 % of the picture is void: it belongs to no class")
+    assert coverage_text(SemanticMap(labels, CITY)).startswith("Warning: 70.0 % of the image is void: it belongs to no class")
 
 
 def test_a_trace_is_not_called_nothing():
@@ -49,7 +49,7 @@ def test_a_batch_gets_a_block_a_map():
 @pytest.mark.parametrize("h, w", [(1, 1), (1, 40), (40, 1), (33, 65), (512, 300)])
 def test_the_legend_stands_below_the_enlarged_map(h, w):
     semantic_map = halves(h, w)
-    picture = legend_picture(semantic_map)
+    picture = draw_legend(semantic_map)
     factor = max(1, -(-384 // max(h, w)))
     assert picture.shape[0] == 1 and picture.shape[1] > h * factor and picture.shape[2] >= max(384, w * factor)
     expected = semantic_map.to_image().repeat_interleave(factor, dim=1).repeat_interleave(factor, dim=2)
@@ -59,7 +59,7 @@ def test_the_legend_stands_below_the_enlarged_map(h, w):
 
 def test_the_legend_shows_every_class_of_the_batch_in_its_colour():
     labels = torch.tensor([0, 10, 13]).view(3, 1, 1).expand(3, 64, 64).clone()
-    pictures = legend_picture(SemanticMap(labels, CITY))
+    pictures = draw_legend(SemanticMap(labels, CITY))
     below = (pictures[0, 384:] * 255).round().int().reshape(-1, 3)
     for label in (0, 10, 13):
         assert (below == torch.tensor(CITY.colours[label])).all(dim=-1).sum() > 50
@@ -70,7 +70,7 @@ def test_the_legend_shows_every_class_of_the_batch_in_its_colour():
 def test_every_class_at_once_fits(name):
     palette = named_palette(name)
     labels = torch.arange(len(palette.names)).repeat_interleave(8).expand(1, 64, -1).clone()
-    assert legend_picture(SemanticMap(labels, palette)).shape[1] < 8000
+    assert draw_legend(SemanticMap(labels, palette)).shape[1] < 8000
 
 
 def test_any_name_can_be_drawn(monkeypatch):
@@ -80,8 +80,8 @@ def test_any_name_can_be_drawn(monkeypatch):
         mask = torch.zeros(1, 4, 4)
         mask[:, row] = 1
         semantic_map = paint_mask(semantic_map, mask, name)
-    assert legend_picture(semantic_map).shape[0] == 1
+    assert draw_legend(semantic_map).shape[0] == 1
     # An old Pillow has only a bitmap font that knows Latin letters.
     bitmap = ImageFont.load_default_imagefont() if hasattr(ImageFont, "load_default_imagefont") else ImageFont.load_default()
     monkeypatch.setattr(preview, "_font", lambda size: bitmap)
-    assert legend_picture(semantic_map).shape[0] == 1
+    assert draw_legend(semantic_map).shape[0] == 1

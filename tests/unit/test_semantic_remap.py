@@ -95,13 +95,13 @@ def test_the_map_is_not_touched():
         ("car -> bus\ncar -> bus -> van", "line 2"),
         ("car ->", "lacks a side; to erase a class, write: car -> void"),
         ("-> car", "lacks a side"),
-        ("unicorn -> car", "rules: 'unicorn' is no class of the palette 'Cityscapes"),
-        ("car -> vehicle", "rules: 'vehicle' is no class"),
+        ("unicorn -> car", "rules: 'unicorn' is not a class of the palette 'Cityscapes"),
+        ("car -> vehicle", "rules: 'vehicle' is not a class"),
         ("car -> bus\ncar -> truck", "'car' goes both to 'bus' and to 'truck'"),
         ("car -> road #0000ff", "'road' is already a class"),
         ('{"car": ', "not valid JSON .line 1, column"),
         ('["car", "bus"]', "the JSON is a list. Write an object"),
-        ('{"car": 3}', "'car' goes to 3, which is no text"),
+        ('{"car": 3}', "'car' goes to 3, which is not a text"),
     ],
 )
 def test_bad_rules_are_quoted(rules, message):

