@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -10,7 +12,7 @@ from torch import Tensor
 
 MASK_RESIZES = ("bilinear", "nearest", "cover")
 BOX_KERNEL = (
-    65  # up to this width a mean is taken by the pooling kernel, whose time grows with the width; beyond it by running sums
+    65  # up to this width a mean is taken by the pooling kernel, whose time grows with the width; beyond it by doubling windows
 )
 
 Box = tuple[int, int, int, int]  # x0 y0 x1 y1 in pixels; may reach beyond the image
@@ -40,7 +42,7 @@ def grow_mask(mask: Tensor, radius: int) -> Tensor:
         x0, y0, x1, y1 = pad_box(box, radius, (mask.shape[2], mask.shape[1]))
         part = mask[:, y0:y1, x0:x1] > 0
         for axis in (2, 1):
-            part = _window_sums(part, radius, axis) > 0
+            part = _combine_windows(part, radius, axis, torch.bitwise_or)
         grown[:, y0:y1, x0:x1] = part.to(mask.dtype)
     return grown
 
@@ -64,8 +66,9 @@ def feather_mask(hole: Tensor, feather: int) -> Tensor:
     if side <= BOX_KERNEL:
         soft = F.avg_pool2d(F.avg_pool2d(wide, (1, side), stride=1), (side, 1), stride=1)[:, 0]
     else:
-        counts = _window_sums(_window_sums(wide[:, 0] > 0, near, 2), near, 1)[:, near:-near, near:-near]
-        soft = counts.to(hole.dtype) / side**2
+        # Sums of zeros and ones are whole numbers below 2**24, so float32 is exact.
+        rows = _combine_windows(wide[:, 0].float(), near, 2, torch.add)[:, :, near:-near]
+        soft = _combine_windows(rows, near, 1, torch.add)[:, near:-near].to(hole.dtype) / side**2
     weight[:, y0:y1, x0:x1] = torch.where(part > 0, torch.ones_like(soft), soft)
     return weight
 
@@ -125,11 +128,22 @@ def _batch_bounds(masks: Tensor) -> Box | None:
     return mask_bounds((masks > 0).any(dim=0).to(torch.uint8), 0)
 
 
-def _window_sums(values: Tensor, radius: int, axis: int) -> Tensor:
-    """Sums of whole numbers over windows of 2 radius + 1 along one axis; beyond the ends nothing is added."""
-    values = values.movedim(axis, -1)
-    length = values.shape[-1]
-    sums = F.pad(values.cumsum(-1, dtype=torch.int32), (1, 0))
-    index = torch.arange(length, device=values.device)
-    last, first = (index + radius + 1).clamp(max=length), (index - radius).clamp(min=0)
-    return (sums.index_select(-1, last) - sums.index_select(-1, first)).movedim(-1, axis)
+def _combine_windows(values: Tensor, radius: int, axis: int, combine: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """Sums or maxima over windows of 2 radius + 1 along one axis, in as many passes as the width has binary digits.
+
+    Beyond the ends values are 0. `combine` adds two windows that touch each other, as `torch.add` or `torch.bitwise_or`.
+    """
+    length, width = values.shape[axis], 2 * radius + 1
+    padding = [0, 0] * (values.ndim - 1 - axis) + [radius, radius]
+    power, size = F.pad(values, padding), 1  # of the windows in `power`, that begin at each position
+    found, done = None, 0
+    while True:
+        if width & size:
+            part = power.narrow(axis, done, length)
+            found = part if found is None else combine(found, part)
+            done += size
+        if done == width:
+            return found
+        rest = power.shape[axis] - size
+        power = combine(power.narrow(axis, 0, rest), power.narrow(axis, size, rest))
+        size *= 2
