@@ -42,7 +42,8 @@ def grow_mask(mask: Tensor, radius: int) -> Tensor:
         x0, y0, x1, y1 = pad_box(box, radius, (mask.shape[2], mask.shape[1]))
         part = mask[:, y0:y1, x0:x1] > 0
         for axis in (2, 1):
-            part = _combine_windows(part, radius, axis, torch.bitwise_or)
+            padding = [0, 0] * (2 - axis) + [radius, radius]
+            part = _combine_windows(F.pad(part, padding), radius, axis, torch.bitwise_or)
         grown[:, y0:y1, x0:x1] = part.to(mask.dtype)
     return grown
 
@@ -67,8 +68,8 @@ def feather_mask(hole: Tensor, feather: int) -> Tensor:
         soft = F.avg_pool2d(F.avg_pool2d(wide, (1, side), stride=1), (side, 1), stride=1)[:, 0]
     else:
         # Sums of zeros and ones are whole numbers below 2**24, so float32 is exact.
-        rows = _combine_windows(wide[:, 0].float(), near, 2, torch.add)[:, :, near:-near]
-        soft = _combine_windows(rows, near, 1, torch.add)[:, near:-near].to(hole.dtype) / side**2
+        rows = _combine_windows(wide[:, 0].float(), near, 2, torch.add)
+        soft = _combine_windows(rows, near, 1, torch.add).to(hole.dtype) / side**2
     weight[:, y0:y1, x0:x1] = torch.where(part > 0, torch.ones_like(soft), soft)
     return weight
 
@@ -131,11 +132,11 @@ def _batch_bounds(masks: Tensor) -> Box | None:
 def _combine_windows(values: Tensor, radius: int, axis: int, combine: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
     """Sums or maxima over windows of 2 radius + 1 along one axis, in as many passes as the width has binary digits.
 
-    Beyond the ends values are 0. `combine` adds two windows that touch each other, as `torch.add` or `torch.bitwise_or`.
+    The values are padded by `radius` on both sides, and the result is that much shorter. `combine`
+    adds two windows that touch each other, as `torch.add` or `torch.bitwise_or`.
     """
-    length, width = values.shape[axis], 2 * radius + 1
-    padding = [0, 0] * (values.ndim - 1 - axis) + [radius, radius]
-    power, size = F.pad(values, padding), 1  # of the windows in `power`, that begin at each position
+    length, width = values.shape[axis] - 2 * radius, 2 * radius + 1
+    power, size = values, 1  # of the windows in `power`, that begin at each position
     found, done = None, 0
     while True:
         if width & size:
