@@ -20,6 +20,7 @@ from ...semantic.palettes import Palette, named_palette
 from ...semantic.remap import match_name
 from ...semantic.semantic_map import SemanticMap
 from .. import folders, networks, notices
+from ..inputs import check_choice, check_number
 
 FOLDER = "ca2sis"
 LINK = "https://github.com/TFonta/CA2SIS (latest_net_G.pth; for research use only)"
@@ -122,6 +123,7 @@ def mix_styles(base: Style, donor: Style, classes: str, group: str, strength: fl
     Raises:
         ValueError: unknown classes, none at all, codes of different weights.
     """
+    strength = check_number(strength, MIX, "strength", 0.0, 1.0)
     chosen = _chosen(classes, group, base.labels, MIX)
     lacking = [donor.labels[c] for c in chosen if not bool(donor.present[:, c].any())]
     if lacking and if_absent == "keep":
@@ -139,6 +141,7 @@ def edit_shape(
     Raises:
         ValueError: class 0 where it has no shape, no donor where one is needed, codes of different weights.
     """
+    strength = check_number(strength, EDIT, "strength", 0.0, 1.0)
     chosen = _chosen(classes, group, base.codes.labels, EDIT)
     if donor is not None and donor.codes.labels != base.codes.labels:
         raise ValueError(f"{EDIT}: base and donor were encoded with different weights. Encode both with the same.")
@@ -199,6 +202,7 @@ def _shape_of(loaded: LoadedCA2SIS, mask: Tensor) -> EncodedShape:
 def _table(loaded: LoadedCA2SIS, semantic_map: SemanticMap, order: str, node: str) -> list[int]:
     """The weights' label of each of the map's 256 labels. Raises ValueError for classes that the map shows and the weights lack."""
     source = semantic_map.palette
+    order = check_choice(order, node, "label_order", (BY_NAME, *ORDERS))
     table = [VOID] * 256
     if order != BY_NAME:
         names = ORDERS[order]
