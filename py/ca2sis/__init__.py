@@ -25,6 +25,6 @@ We follow the published code, because its weights fix it, in these points:
   * a class that is not in the mask, or vanishes at a coarse scale, gets tanh(v_i) there, not zero; from noise it gets zero;
   * "class-adaptive" is ordinary cross-attention over one token a class; only L_att in training ties class and place;
   * a swapped mask is not repaired: embedder and attention fill what the exchange left open.
-We differ in: fused attention, no checkpointing wrapper, no mask argument in the generator (it never changed the picture), the
+We differ in: fused attention, no checkpointing wrapper, no mask argument in the generator (it never changed the image), the
 feed-forward in slices of tokens, and class 0 refused in shape edits where it has no code (the original then hits the last class).
 """

@@ -251,7 +251,7 @@ def _differences(
 
 
 def _sides(cells: int, key: str, name: str) -> tuple[int, int]:
-    """Height and width of a square, or of a picture twice as wide as high (Cityscapes)."""
+    """Height and width of a square, or of an image twice as wide as high (Cityscapes)."""
     for count, wide in ((cells, 1), (cells // 2, 2)):
         side = math.isqrt(count)
         if side * side * wide == cells:

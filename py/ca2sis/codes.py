@@ -61,7 +61,7 @@ class Style:
         return self.codes.shape[0]
 
     def rows(self, pictures: Sequence[int]) -> Style:
-        """The codes of these pictures, in this order."""
+        """The codes of these images, in this order."""
         return replace(self, codes=self.codes[list(pictures)], present=self.present[list(pictures)])
 
 
@@ -100,7 +100,7 @@ class Shape:
         return self.codes.shape[1] == len(self.labels)
 
     def rows(self, pictures: Sequence[int]) -> Shape:
-        """The codes of these pictures, in this order."""
+        """The codes of these images, in this order."""
         return replace(self, codes=self.codes[list(pictures)], present=self.present[list(pictures)])
 
 

@@ -36,7 +36,7 @@ class Config:
         grid: h, w of a shape code seen as a map. mask_size: h, w of the mask that it is made of.
         head_dims: width of an attention head at each level.
         noise_dim, noise_width: of the noise network; noise_dim 0 where there is none.
-        tanh: whether the last step is tanh (else the picture is clamped to [-1, 1]).
+        tanh: whether the last step is tanh (else the image is clamped to [-1, 1]).
     """
 
     classes: int = 19
@@ -63,7 +63,7 @@ class Config:
 
     @property
     def image_size(self) -> tuple[int, int]:
-        """h, w of every picture that the generator draws; fixed by the grid."""
+        """h, w of every image that the generator draws; fixed by the grid."""
         up = 2 ** (len(LEVELS) - 1)
         return self.grid[0] * up, self.grid[1] * up
 
@@ -314,7 +314,7 @@ class Generator(nn.Module):
         return style * present[..., None].to(style.dtype)
 
     def linear(self, shape: Tensor, style: Tensor, watch: Watch | None = None) -> Tensor:
-        """The picture before its last step, [b, 3, h, w], from z [b, k', e] and S [b, k, code_dim].
+        """The image before its last step, [b, 3, h, w], from z [b, k', e] and S [b, k, code_dim].
 
         Raises:
             ValueError: codes of other weights.
@@ -336,7 +336,7 @@ class Generator(nn.Module):
         return self.out_conv(x)
 
     def decode(self, shape: Tensor, style: Tensor, watch: Watch | None = None) -> Tensor:
-        """The picture, [b, 3, h, w] in [-1, 1], from z [b, k', e] and S [b, k, code_dim]; a batch of 1 serves all of the other."""
+        """The image, [b, 3, h, w] in [-1, 1], from z [b, k', e] and S [b, k, code_dim]; a batch of 1 serves all of the other."""
         x = self.linear(shape, style, watch)
         return x.tanh() if self.config.tanh else x.clamp(-1, 1)
 

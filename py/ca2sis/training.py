@@ -23,7 +23,7 @@ from .model import Generator
 #: Of the discriminator's learning rate to the generator's.
 DISCRIMINATOR_RATE = 4.0
 PERCEPTUAL_WEIGHTS = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1.0)
-#: Features of a picture [b, 3, h, w] in [-1, 1], fine to coarse, one a perceptual weight.
+#: Features of an image [b, 3, h, w] in [-1, 1], fine to coarse, one a perceptual weight.
 Backbone = Callable[[Tensor], Sequence[Tensor]]
 
 
@@ -64,7 +64,7 @@ class PatchDiscriminator(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """Two of them, the second on a picture of half the size."""
+    """Two of them, the second on an image of half the size."""
 
     def __init__(self, classes: int, width: int = 64) -> None:
         super().__init__()
@@ -86,7 +86,7 @@ def begin_(generator: Generator) -> Generator:
 
 
 def draw_watched(generator: Generator, shape: Tensor, style: Tensor) -> tuple[Tensor, list[Tensor]]:
-    """The picture before its last step, and the logits of every cross-attention, for `attention_loss`."""
+    """The image before its last step, and the logits of every cross-attention, for `attention_loss`."""
     logits: list[Tensor] = []
     picture = generator.linear(shape, style, lambda q, k, heads, grid: logits.append(mean_logits(q, k, heads, grid)))
     return picture, logits
@@ -144,7 +144,7 @@ def noise_loss(made: Tensor, wanted: Tensor, present: Tensor) -> Tensor:
     It needs no discriminator, and no code is left without noise that makes it.
 
     Args:
-        made: codes from noise, [n, k, c]. wanted: codes of pictures, [b, k, c]. present: [b, k] bool, which of them count.
+        made: codes from noise, [n, k, c]. wanted: codes of images, [b, k, c]. present: [b, k] bool, which of them count.
     """
     with torch.no_grad():
         distance = torch.cdist(wanted.transpose(0, 1), made.transpose(0, 1))  # [k, b, n]

@@ -1,11 +1,11 @@
-"""Semantic maps: which class stands where in a picture. Torch, numpy and Pillow only.
+"""Semantic maps: which class stands where in an image. Torch, numpy and Pillow only.
 
     palettes.py        Palette: names and colours in label order; those of the data sets (palette_data.py) and the playground
     semantic_map.py    SemanticMap: labels [b, h, w] with their palette, the type between the nodes
-    snapping.py        coloured picture -> map, in spite of JPEG noise and soft edges; the palette of a picture
+    snapping.py        coloured image -> map, in spite of JPEG noise and soft edges; the palette of an image
     masks.py           named masks -> map; classes of a map -> mask
     remap.py           rules and names -> other classes, other palettes
-    preview.py         legend picture and coverage in words
+    preview.py         legend image and coverage in words
 
 Labels are 0..254, VOID (255) is no class. Nothing writes to a map once it exists.
 """

@@ -1,4 +1,4 @@
-"""A folder of exemplars: pictures, each with its coloured map.
+"""A folder of exemplars: images, each with its coloured map.
 
 Two ways to lay them out, the first where both subfolders exist:
 
@@ -30,7 +30,7 @@ EXTENSIONS = (".png", ".webp", ".bmp", ".tif", ".tiff", ".jpg", ".jpeg")
 class Pairs:
     """What a folder holds, in the order of the maps' names. Names are relative to the folder, with "/".
 
-    `stamps` [n, 4] int64: time of change in ns and size in bytes, of the picture, then of the map. `alone`: files without their partner.
+    `stamps` [n, 4] int64: time of change in ns and size in bytes, of the image, then of the map. `alone`: files without their partner.
     """
 
     folder: Path
@@ -59,7 +59,7 @@ def find_pairs(folder: Path) -> Pairs:
     try:
         if not folder.is_dir():
             what = "is a file" if folder.exists() else "does not exist"
-            raise ValueError(f"folder: {shown(folder)!r} {what}; give a folder that holds pictures and their maps.")
+            raise ValueError(f"folder: {shown(folder)!r} {what}; give a folder that holds images and their maps.")
         if (folder / IMAGES).is_dir() and (folder / MAPS).is_dir():
             pictures = _by_stem(_files(folder / IMAGES, f"{IMAGES}/"), len(IMAGES) + 1)
             maps = _by_stem(_files(folder / MAPS, f"{MAPS}/"), len(MAPS) + 1)
@@ -80,7 +80,7 @@ def find_pairs(folder: Path) -> Pairs:
     )
     if not both:
         raise ValueError(
-            f"folder: {shown(folder)!r} holds no picture with its map ({len(alone)} picture files in all). Name a pair town.jpg and "
+            f"folder: {shown(folder)!r} holds no image with its map ({len(alone)} image files in all). Name a pair town.jpg and "
             f"town{MAP_ENDING}.png, or put them under one name into the subfolders {IMAGES} and {MAPS}."
         )
     stamps = np.array([[*image[1:], *semantic_map[1:]] for semantic_map, image in both], dtype=np.int64)
@@ -94,10 +94,10 @@ def shown(name: str | Path) -> str:
 
 
 def read_picture(path: Path) -> Tensor:
-    """The picture of a pair, [1, h, w, 3] float32 in 0..1, turned as its camera says.
+    """The image of a pair, [1, h, w, 3] float32 in 0..1, turned as its camera says.
 
     Raises:
-        ValueError: the file is damaged or no picture; names it.
+        ValueError: the file is damaged or no image; names it.
     """
     return torch.from_numpy(_pixels(path, "RGB").astype(np.float32) / 255.0)[None]
 
@@ -118,7 +118,7 @@ _File = tuple[str, int, int]
 
 
 def _files(folder: Path, prefix: str) -> Iterator[_File]:
-    """(name, time of change, size) of every picture file below a folder, each real folder once."""
+    """(name, time of change, size) of every image file below a folder, each real folder once."""
     waiting, seen = [(str(folder), prefix)], set()
     while waiting:
         place, prefix = waiting.pop()
@@ -162,4 +162,4 @@ def _pixels(path: Path, mode: str) -> np.ndarray:
             return np.array(ImageOps.exif_transpose(file).convert(mode))
     except Exception as error:  # Pillow raises nearly anything for a damaged file
         reason = " ".join(str(error).replace(str(path), "the file").split()) or type(error).__name__
-        raise ValueError(f"{shown(path.name)}: not a readable picture ({shown(reason)})") from None
+        raise ValueError(f"{shown(path.name)}: not a readable image ({shown(reason)})") from None

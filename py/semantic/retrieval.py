@@ -31,7 +31,7 @@ SAMPLES = 128
 GRID = 32
 VOID_TARGET = "target: the map is void everywhere, so there is no class to look for; paint or load a map with classes."
 _ROWS = 1024  # candidates at a time: 1 MB of cells stays in the processor's cache
-#: Candidates that compete in one tie at most: comparing pictures is slow.
+#: Candidates that compete in one tie at most: comparing images is slow.
 _MOST_TIED = 32
 
 

@@ -70,7 +70,7 @@ class SemanticMap:
         return torch.stack([torch.bincount(labels.flatten(), minlength=256) for labels in self.labels])
 
     def shares(self) -> Tensor:
-        """Part of the picture that every label covers, [b, 256] float64 in 0..1."""
+        """Part of the image that every label covers, [b, 256] float64 in 0..1."""
         return self.counts().double() / (self.labels.shape[1] * self.labels.shape[2])
 
     def to_image(self) -> Tensor:
@@ -90,5 +90,5 @@ def broadcast_batch(count: int, other: int, what: str, other_what: str) -> int:
         ValueError: any other pair; names both.
     """
     if count != other and 1 not in (count, other):
-        raise ValueError(f"{what} holds {count} pictures, {other_what} {other}: give the same number, or 1 for all.")
+        raise ValueError(f"{what} holds {count} images, {other_what} {other}: give the same number, or 1 for all.")
     return max(count, other)

@@ -134,7 +134,7 @@ def test_damaged_files_are_skipped_and_named(streets, caplog):
     assert "Without a partner: holiday.jpg" in report
     for path in streets.glob("*_map.png"):
         path.write_bytes(b"no picture")
-    with pytest.raises(ValueError, match=r"folder: none of the 6 maps .* can be read.*_map.png: not a readable picture"):
+    with pytest.raises(ValueError, match=r"folder: none of the 6 maps .* can be read.*_map.png: not a readable image"):
         execute(target=target, folder="streets")
 
 
@@ -158,7 +158,7 @@ def test_a_changed_folder_runs_again_and_an_unchanged_one_does_not(streets):
         ("streets/../../outside", "leads out of"),
         ("nowhere", "nowhere' does not exist"),
         ("streets/0.png", "is a file"),
-        ("empty", "holds no picture with its map"),
+        ("empty", "holds no image with its map"),
         ("x" * 5000, "folder: .{300,500}$"),
     ],
 )

@@ -231,7 +231,7 @@ def test_the_fingerprint_follows_the_folder(tmp_path):
         (lambda folder: (folder.rmdir(), folder.write_text("")), "is a file"),
         (
             lambda folder: Image.new("RGB", (4, 4)).save(folder / "a.png"),
-            r"no picture with its map \(1 picture files.*town_map.png",
+            r"no image with its map \(1 image files.*town_map.png",
         ),
     ],
 )

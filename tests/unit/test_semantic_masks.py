@@ -79,7 +79,7 @@ def test_one_serves_all(of_map, of_mask):
 
 def test_batches_that_do_not_match_are_named():
     whole = paint_mask(None, torch.ones(2, 4, 4), "sky")
-    with pytest.raises(ValueError, match="mask holds 3 pictures, semantic_map 2"):
+    with pytest.raises(ValueError, match="mask holds 3 images, semantic_map 2"):
         paint_mask(whole, torch.ones(3, 4, 4), "sea")
 
 

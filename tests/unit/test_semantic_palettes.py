@@ -163,5 +163,5 @@ def test_counts_and_shares_are_of_each_map():
 
 def test_batches_match_or_one_of_them_is_one():
     assert broadcast_batch(1, 3, "a", "b") == broadcast_batch(3, 1, "a", "b") == broadcast_batch(3, 3, "a", "b") == 3
-    with pytest.raises(ValueError, match="mask holds 2 pictures, semantic_map 3"):
+    with pytest.raises(ValueError, match="mask holds 2 images, semantic_map 3"):
         broadcast_batch(2, 3, "mask", "semantic_map")

@@ -82,7 +82,7 @@ class Settings:
         early: see `early_gain`, 1 to MOST_EARLY.
         own_cells: of the classes that have a cell of their own on the latent's grid, the share that must have one on a layer's grid for
             the layer to take part. Coarser layers see things and what is around them in one cell; the few cells that are one class's
-            alone are mostly the background's, and there these layers, which decide what the picture holds, are told of nothing else.
+            alone are mostly the background's, and there these layers, which decide what the image holds, are told of nothing else.
     """
 
     strength: float = 1.0
@@ -124,7 +124,7 @@ class Application:
                 raise grids.batch_error(NODE, name, batch.shape[0], latents)
         (h, w), (own_h, own_w) = run.latent_shape[-2:], self.labels.shape[-2:]
         if not 0.9 < (w / h) / (own_w / own_h) < 1.1 and min(h, w) > 8:
-            run.warn_once(f"{NODE}: the map is {own_w}x{own_h}, the picture {8 * w}x{8 * h}; the map is stretched to it.")
+            run.warn_once(f"{NODE}: the map is {own_w}x{own_h}, the image {8 * w}x{8 * h}; the map is stretched to it.")
 
     def masks(self, run: SamplingRun, grid: grids.Grid, view: grids.View) -> Tensor:
         """[f, r, h, w] of one grid, made once per run."""
@@ -142,7 +142,7 @@ class Application:
         return run.get_or_make((self, "weights", grid, view, device), make)
 
     def gain(self, run: SamplingRun, options: dict, part: grids.Rows, device: torch.device) -> Tensor:
-        """How far each picture goes from the base text's attention to the classes', [1 or f, 1, 1]; 0 on grids too coarse for its map."""
+        """How far each image goes from the base text's attention to the classes', [1 or f, 1, 1]; 0 on grids too coarse for its map."""
 
         def make() -> Tensor:
             fine = run.latent_shape[-2], run.latent_shape[-1]
@@ -291,7 +291,7 @@ def apply(model: Any, semantic_map: SemanticMap, prompts: ClassPrompts, base: An
 def _resolved(semantic_map: SemanticMap, prompts: ClassPrompts, base: Any, settings: Settings) -> Application | None:
     """The texts by the labels of the map; None if the map shows none of their classes."""
     if not prompts.items:
-        raise ValueError(f"{NODE}: there is no {PROMPT}. Connect one for each class that shall have its own text.")
+        raise ValueError(f"{NODE}: there is no {PROMPT}. Connect one for each class that should have its own text.")
     shown = set(semantic_map.counts().sum(dim=0).nonzero().flatten().tolist())
     groups, kept, absent = [], [], []
     for prompt in prompts.items:

@@ -1,4 +1,4 @@
-"""CA2-SIS's room: its weights in a host ModelPatcher, pictures and maps of any size as codes, codes as pictures."""
+"""CA2-SIS's room: its weights in a host ModelPatcher, images and maps of any size as codes, codes as images."""
 
 from __future__ import annotations
 
@@ -92,20 +92,20 @@ def masks_of(loaded: LoadedCA2SIS, semantic_map: SemanticMap, order: str, node: 
 
 
 def encode_style(loaded: LoadedCA2SIS, image: Tensor, semantic_map: SemanticMap, order: str = BY_NAME) -> Style:
-    """S of pictures [b, h, w, 3] in 0..1 under their maps. Both are brought to the size that the weights draw.
+    """S of images [b, h, w, 3] in 0..1 under their maps. Both are brought to the size that the weights draw.
 
     Raises:
         ValueError: image and map of different proportions, batches that do not fit, NaN in the image, unknown classes.
     """
     if not bool(torch.isfinite(image).all()):
-        raise ValueError(f"{STYLE}: image holds NaN or infinite values; the node that made it failed. Make the picture again.")
+        raise ValueError(f"{STYLE}: image holds NaN or infinite values; the node that made it failed. Make the image again.")
     own = loaded.config.image_size
     _check_proportions((image.shape[1], image.shape[2]), own, "the image", STYLE)
     mask = masks_of(loaded, semantic_map, order, STYLE)
     if len(image) != len(mask) and 1 not in (len(image), len(mask)):
         raise ValueError(f"{STYLE}: {len(image)} images and {len(mask)} maps: give the same number, or 1 for all.")
     pixels = image[..., :3].movedim(-1, 1)
-    pixels = pixels.expand(-1, 3, -1, -1)  # a grey picture has one channel
+    pixels = pixels.expand(-1, 3, -1, -1)  # a grey image has one channel
     pixels = F.interpolate(pixels.float(), own, mode="bicubic", antialias=True).clamp(0, 1) * 2 - 1
     with torch.no_grad():
         found = loaded.ready().encode_style(loaded.here(pixels), loaded.here(mask)).cpu()
@@ -172,7 +172,7 @@ def generate(loaded: LoadedCA2SIS, shape: EncodedShape, style: Style) -> Tensor:
 
 
 def sample_style(loaded: LoadedCA2SIS, shape: EncodedShape, seed: int, count: int) -> Style:
-    """Styles without a picture, for the classes that a shape has.
+    """Styles without an image, for the classes that a shape has.
 
     Raises:
         ValueError: weights without a noise network, a shape of other weights.
@@ -186,7 +186,7 @@ def sample_style(loaded: LoadedCA2SIS, shape: EncodedShape, seed: int, count: in
 
 
 def reading(loaded: LoadedCA2SIS, shape: EncodedShape, style: Style) -> Tensor:
-    """Which class's code each pixel of the first picture reads, mean over the levels: [k, h, w], sums to 1 over k."""
+    """Which class's code each pixel of the first image reads, mean over the levels: [k, h, w], sums to 1 over k."""
     _check_same(loaded, shape.codes.labels, style.labels)
     with torch.no_grad():
         maps = loaded.ready().attention_maps(loaded.here(shape.codes.codes[:1]), loaded.here(style.codes[:1]))
@@ -242,7 +242,7 @@ def _check_proportions(size: tuple[int, int], own: tuple[int, int], what: str, n
     (h, w), (own_h, own_w) = size, own
     if not 0.98 < (w / h) / (own_w / own_h) < 1.02:
         raise ValueError(
-            f"{node}: {what} is {w}x{h}, but these weights draw {own_w}x{own_h}: crop or pad picture and map to these proportions first. "
+            f"{node}: {what} is {w}x{h}, but these weights draw {own_w}x{own_h}: crop or pad image and map to these proportions first. "
             "Any size will do then."
         )
 

@@ -56,7 +56,7 @@ def of_model(model: Any, positive: Any, latent: dict, percent: float, seed: int)
 
     Args:
         model: from the attention node; of several in a chain the last one is shown.
-        latent: LATENT to look at, such as the result; noise of the moment is added to its first picture.
+        latent: LATENT to look at, such as the result; noise of the moment is added to its first image.
         percent: the moment, 0 the first step and 1 the last.
 
     Raises:
@@ -77,16 +77,16 @@ def of_model(model: Any, positive: Any, latent: dict, percent: float, seed: int)
 
 
 def of_generator(loaded: LoadedCA2SIS, shape: EncodedShape, style: Style) -> tuple[Tensor, Tensor, str]:
-    """Which class's style each pixel of the first picture reads, mean over heads and levels; see `draw`."""
+    """Which class's style each pixel of the first image reads, mean over heads and levels; see `draw`."""
     shares = ca2sis.reading(loaded, shape, style)
     return draw(shares, list(loaded.labels), [BASE, *_colours(len(loaded.labels) - 1)])
 
 
 def draw(shares: Tensor, names: list[str], colours: list[tuple[int, int, int]]) -> tuple[Tensor, Tensor, str]:
-    """Pictures of shares [k, h, w] that sum to 1 over k.
+    """Images of shares [k, h, w] that sum to 1 over k.
 
     Returns:
-        Each place in the colours of what it reads, mixed by their shares [1, H, W, 3]; one picture of each share, black 0 and white 1
+        Each place in the colours of what it reads, mixed by their shares [1, H, W, 3]; one image of each share, black 0 and white 1
         [k, H, W, 3]; a line of text for each name: how much is read, and where most, with its colour.
     """
     shares = shares.float()

@@ -1,4 +1,4 @@
-"""Exemplar retrieval for the graph: folders as users write them, progress, pictures compared by a CLIP_VISION, the picked pairs loaded."""
+"""Exemplar retrieval for the graph: folders as users write them, progress, images compared by a CLIP_VISION, the picked pairs loaded."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Choice:
 
 @dataclass(frozen=True, eq=False)
 class Retrieved:
-    """The picked pairs, best first: pictures [1, h, w, 3], their maps in the target's palette and the picture's size, scores; and a report."""
+    """The picked pairs, best first: images [1, h, w, 3], their maps in the target's palette and the image's size, scores; and a report."""
 
     images: list[Tensor]
     maps: list[SemanticMap]
@@ -71,7 +71,7 @@ def resolve(folder: str) -> Path:
     base = Path(folder_paths.get_input_directory()).absolute()
     if not text or "\0" in text:
         raise ValueError(
-            f"folder: {shown(text)!r} names none; give a folder of pictures and maps below {shown(base)}, or its full path."
+            f"folder: {shown(text)!r} names none; give a folder of images and maps below {shown(base)}, or its full path."
         )
     if Path(text).is_absolute():
         return Path(text)
@@ -97,7 +97,7 @@ def retrieve(
     Args:
         folder: see `resolve` and `py/semantic/pairs.py`.
         palette: the colours of the folder's maps, by name or AS_TARGET. Classes are matched by name.
-        clip_vision: orders candidates whose scores tie: by the likeness of their pictures to `image` [b, h, w, c], or without an image by
+        clip_vision: orders candidates whose scores tie: by the likeness of their images to `image` [b, h, w, c], or without an image by
             that of the drawn maps.
 
     Raises:
@@ -186,7 +186,7 @@ class _Reader:
 def _similarity(
     reader: _Reader, rows: Any, clip_vision: Any, target: SemanticMap, image: Tensor | None
 ) -> Callable[[int], float]:
-    """Cosine of image features; a picture that cannot be read is least like."""
+    """Cosine of image features; an image that cannot be read is least like."""
     wanted = _features(clip_vision, target.to_image() if image is None else image)
 
     def likeness(candidate: int) -> float:
@@ -206,9 +206,9 @@ def _similarity(
 
 
 def _features(clip_vision: Any, image: Tensor) -> Tensor:
-    """The direction of the mean embedding of a batch, [d]. Whole pictures, not their middle squares: a layout reaches the edges."""
+    """The direction of the mean embedding of a batch, [d]. Whole images, not their middle squares: a layout reaches the edges."""
     if image.ndim != 4 or not torch.isfinite(image).all():
-        raise ValueError("image: it is no picture or holds NaN or infinite values; the node that made it failed. Make it again.")
+        raise ValueError("image: it is no image or holds NaN or infinite values; the node that made it failed. Make it again.")
     output = clip_vision.encode_image(image[..., :3].float(), crop=False)
     return F.normalize(output["image_embeds"].detach().float().reshape(len(image), -1).mean(dim=0).cpu(), dim=0)
 
