@@ -22,21 +22,23 @@ class ExemplaryCA2SISClassConditioning(io.ComfyNode):
             node_id="ExemplaryCA2SISClassConditioning",
             display_name="Class Conditioning",
             category=CATEGORY,
-            description="What the places of a class shall read: a prompt, or any other CONDITIONING. Chain one for each class.",
+            description="Conditioning for the pixels of one class: a prompt or any other CONDITIONING. Chain one node per class.",
             inputs=[
                 io.String.Input(
                     "classes",
                     default="sky",
-                    tooltip="One class of the map, or several separated by commas that share this text, for example: tree, grass.",
+                    tooltip="One class of the map, or several separated by commas that share this prompt, for example: tree, grass.",
                 ),
-                io.Conditioning.Input("conditioning", tooltip="The text of these classes, from the CLIP of the same checkpoint."),
+                io.Conditioning.Input(
+                    "conditioning", tooltip="The prompt of these classes, encoded by the CLIP of the same checkpoint."
+                ),
                 io.Float.Input(
                     "weight",
                     default=1.0,
                     min=0.0,
                     max=4.0,
                     step=0.05,
-                    tooltip="How strongly this text competes with the others where they meet. 0 leaves it out.",
+                    tooltip="Weight of this prompt against those of the other classes. 0 leaves it out.",
                 ),
                 ClassConditioningsType.Input(
                     "class_conditionings", optional=True, tooltip="The classes so far; this one is added to them."
@@ -58,16 +60,18 @@ class ExemplaryCA2SISAttention(io.ComfyNode):
             display_name="Class-Adaptive Attention",
             category=CATEGORY,
             description=(
-                "Each place of the picture reads mostly the text of its own class in a semantic map. Needs no weights, works on any Stable "
-                "Diffusion 1.x, 2.x or SDXL model; inspired by the class-adaptive attention of CA2-SIS (arXiv 2308.16071), not part of it."
+                "Each pixel is conditioned mostly on the prompt of its class in a semantic map. Needs no additional weights; "
+                "works on any Stable Diffusion 1.x, 2.x or SDXL model. "
+                "Inspired by the class-adaptive attention of CA2-SIS (arXiv 2308.16071), not part of it."
             ),
             inputs=[
                 io.Model.Input("model"),
                 SemanticMapType.Input(
-                    "semantic_map", tooltip="Which class stands where. One map for all pictures, or one a latent. Any size."
+                    "semantic_map",
+                    tooltip="Semantic map of the image to generate: one map for all latents, or one per latent. Any size.",
                 ),
-                ClassConditioningsType.Input("class_conditionings", tooltip="The text of each class, from Class Conditioning."),
-                _fraction("strength", 1.0, "0 leaves the model as it was, 1 is the full effect."),
+                ClassConditioningsType.Input("class_conditionings", tooltip="The prompt of each class, from Class Conditioning."),
+                _fraction("strength", 1.0, "0 leaves the model unchanged, 1 is the full effect."),
                 _fraction("start_percent", 0.0, "Where the effect begins."),
                 _fraction(
                     "end_percent", 1.0, "Where the effect ends. The layout is decided early; a smaller value frees the details."
@@ -75,12 +79,12 @@ class ExemplaryCA2SISAttention(io.ComfyNode):
                 _fraction(
                     "leak",
                     DEFAULTS.leak,
-                    "How much a place reads of other classes' texts: 0 nothing (hard borders), 1 everything (as if all were one prompt).",
+                    "Weight of other classes' prompts for a pixel: 0 ignores them (hard borders), 1 uses all equally (as if they were one prompt).",
                 ),
                 _fraction(
                     "base_weight",
                     DEFAULTS.base_weight,
-                    "How much a place with a class of its own reads of the sampler's positive prompt. Places without one read it fully.",
+                    "Weight of the sampler's positive prompt for pixels whose class has a prompt. Pixels without one use it fully.",
                     4.0,
                 ),
                 advanced(
@@ -88,14 +92,15 @@ class ExemplaryCA2SISAttention(io.ComfyNode):
                         "variant",
                         options=list(VARIANTS),
                         default=VARIANTS[0],
-                        tooltip="one softmax: all words compete, with a bias by class. couple: each text is read apart, then mixed by place.",
+                        tooltip="one softmax: the tokens of all prompts compete, with a bias by class. "
+                        "couple: a softmax per class, then mixed by mask.",
                     )
                 ),
                 advanced(
                     _fraction(
                         "isolate",
                         DEFAULTS.isolate,
-                        "Above 0, places of different classes see each other less (self-attention, on grids up to 32x32). 1: not at all.",
+                        "Above 0, pixels of different classes attend less to each other (self-attention, on grids up to 32x32). 1: not at all.",
                     )
                 ),
                 advanced(
@@ -103,13 +108,13 @@ class ExemplaryCA2SISAttention(io.ComfyNode):
                         "layers",
                         options=list(attention_host.LAYERS),
                         default="all",
-                        tooltip="In which blocks of the UNet it acts.",
+                        tooltip="The blocks of the UNet that are patched.",
                     )
                 ),
                 io.Conditioning.Input(
                     "base",
                     optional=True,
-                    tooltip="What is read besides the classes' texts. Empty: the sampler's positive prompt.",
+                    tooltip="The prompt used besides the classes' prompts. Empty: the sampler's positive prompt.",
                 ),
                 io.Float.Input(
                     "early",
@@ -118,7 +123,7 @@ class ExemplaryCA2SISAttention(io.ComfyNode):
                     max=attention_host.MOST_EARLY,
                     step=0.1,
                     optional=True,
-                    tooltip="How many times the effect while the picture is still noise and decides what stands where; it falls to 1.",
+                    tooltip="Multiplies the effect at high noise, when the layout is decided; decays to 1.",
                 ),
             ],
             outputs=[io.Model.Output()],
@@ -155,32 +160,32 @@ class ExemplaryCA2SISAttentionPreview(io.ComfyNode):
             node_id="ExemplaryCA2SISAttentionPreview",
             display_name="Class Attention Preview",
             category=CATEGORY,
-            description="Which class each place of the picture reads: its text in Stable Diffusion at one moment of sampling, or its style in the "
-            "generator of CA2-SIS.",
+            description="Shows the class whose prompt each pixel attends to in Stable Diffusion at one step, or whose style in CA2-SIS's generator.",
             inputs=[
-                _fraction("percent", 0.3, "Stable Diffusion: the moment, 0 the first step, 1 the last."),
+                _fraction("percent", 0.3, "Stable Diffusion: the step to show, 0 the first, 1 the last."),
                 io.Int.Input(
                     "seed",
                     default=0,
                     min=0,
                     max=0xFFFFFFFFFFFFFFFF,
-                    tooltip="Stable Diffusion: of the noise that is added for the moment.",
+                    tooltip="Stable Diffusion: seed of the noise that is added for this step.",
                 ),
                 io.Model.Input("model", optional=True, tooltip="Stable Diffusion: from Class-Adaptive Attention. It runs once."),
                 io.Conditioning.Input("positive", optional=True, tooltip="Stable Diffusion: the sampler's positive prompt."),
-                io.Latent.Input("latent", optional=True, tooltip="Stable Diffusion: the picture to look at, such as the result."),
+                io.Latent.Input("latent", optional=True, tooltip="Stable Diffusion: the image to analyse, such as the result."),
                 CA2SISType.Input("ca2sis", optional=True, tooltip="CA2-SIS: its weights."),
                 ShapeType.Input("shape", optional=True, tooltip="CA2-SIS: where each class is."),
                 StyleType.Input("style", optional=True, tooltip="CA2-SIS: how each class looks."),
             ],
             outputs=[
                 io.Image.Output(
-                    display_name="image", tooltip="Each place in the colours of what it reads, mixed by their shares."
+                    display_name="image",
+                    tooltip="Each pixel in the colours of the classes that it attends to, mixed by their shares.",
                 ),
                 io.Image.Output(
-                    display_name="shares", tooltip="One picture for each class (the base text first): white where it is read."
+                    display_name="shares", tooltip="One image per class (the base prompt first): white where it is attended to."
                 ),
-                io.String.Output(display_name="report", tooltip="One line for each class: its colour and how much it is read."),
+                io.String.Output(display_name="report", tooltip="One line per class: its colour and its share of the attention."),
             ],
         )
 

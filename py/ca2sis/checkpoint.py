@@ -121,7 +121,7 @@ def prepare(
         found = [f"{len(keys)} {what} ({_few(keys)})" for what, keys in
                  (("missing", missing), ("unknown", unknown), ("of wrong shape", wrong)) if keys]  # fmt: skip
         raise ValueError(
-            f"CA2-SIS: {name} is no complete set of weights for {config.classes} classes: tensors {', '.join(found)}. "
+            f"CA2-SIS: {name} is not a complete set of weights for {config.classes} classes: tensors {', '.join(found)}. "
             "Download it again, or load the file it was meant to be (latest_net_G.pth)."
         )
     kept = {key: own[key] for key in expected if config.noise_dim or not key.startswith(_NOISE)}
@@ -214,7 +214,7 @@ def _without_prefix(weights: Mapping[str, Tensor], name: str) -> dict[str, Tenso
         )
     if len(prefixes) > 1:
         raise ValueError(
-            f"CA2-SIS: {name} holds several generators ({_few(prefixes)}): save the one you mean to a file of its own."
+            f"CA2-SIS: {name} holds several generators ({_few(prefixes)}): save the one you need as a separate file."
         )
     # A bundle holds other networks too; beside a generator without prefix nothing else may be.
     return {key[len(prefixes[0]) :]: value for key, value in weights.items() if key.startswith(prefixes[0])}

@@ -151,7 +151,7 @@ def one_hot(labels: Tensor, classes: int, dtype: torch.dtype = torch.float32, do
         unknown = wrong.unique().tolist()
         shown = ", ".join(map(str, unknown[:8])) + (" ..." if len(unknown) > 8 else "")
         raise ValueError(
-            f"CA2-SIS: the map has labels {shown}, these weights know 0..{classes - 1} ({VOID} is no class). "
+            f"CA2-SIS: the map has labels {shown}, these weights know 0..{classes - 1} ({VOID} is void). "
             "Remap the map to the classes of the weights, or load weights for this data set."
         )
     # A void pixel takes a channel too many, which is then dropped.

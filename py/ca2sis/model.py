@@ -281,7 +281,7 @@ class Generator(nn.Module):
         """S, [b, k, code_dim], from x [b, 3, h, w] in [-1, 1] and M [b, k, h, w].
 
         Raises:
-            ValueError: another number of classes, image and mask of different sizes, or sides that are no multiples of 64.
+            ValueError: another number of classes, image and mask of different sizes, or sides that are not multiples of 64.
         """
         self._check_classes(mask)
         h, w = image.shape[-2:]

@@ -1,4 +1,4 @@
-"""Class-adaptive attention inside Stable Diffusion: every latent cell attends mostly to the text of its own class.
+"""Class-adaptive attention inside Stable Diffusion: every latent cell attends mostly to its class's text.
 
 An extension inspired by CA2-SIS's one token set per class; it uses none of its weights.
 """

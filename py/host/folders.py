@@ -12,7 +12,7 @@ FOLDERS = ("am_adapter", "ifadapter", "face_diffuser", "paint_by_example", "ca2s
 
 
 def register() -> None:
-    """Tell the host our model folders. Harmless to repeat; paths from extra_model_paths.yaml stay first.
+    """Register the pack's model folders with the host. Harmless to repeat; paths from extra_model_paths.yaml stay first.
 
     `models/<name>` is added after them, then `assets/playground/<name>` if it ships. The host gives a new name an empty set of
     extensions, with which it would list every file; a set that is there is extended, never replaced by a smaller one.

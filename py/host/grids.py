@@ -142,7 +142,7 @@ def _view(corner: Grid, size: Grid, full: Grid) -> View:
 
 
 def _window_corner(options: dict, size: Grid, full: tuple[int, ...]) -> Grid | None:
-    """(row, column) where a context window over rows or columns of the latent begins; None if the call is no such window."""
+    """(row, column) where a context window over rows or columns of the latent begins; None if the call is not such a window."""
     window = options.get("context_window")
     axis = getattr(window, "dim", 0) - len(full)  # -2 rows, -1 columns
     if window is None or axis not in (-2, -1):

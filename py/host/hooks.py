@@ -11,7 +11,7 @@ LayerKey = tuple[str, int, int]  # ("input" | "middle" | "output", block number,
 
 
 def attention_blocks(unet: Any) -> dict[LayerKey, Any]:
-    """The transformer blocks of a UNet by the key under which the host looks up their patches; {} for a model that is no UNet.
+    """The transformer blocks of a UNet by the key under which the host looks up their patches; {} for a model without a UNet.
 
     The middle block is ("middle", 0, i). Blocks have `attn1` (self) and `attn2` (text, None in some video blocks).
     """

@@ -1,4 +1,4 @@
-"""Telling the user something that is no error: always in the log, and on the node where the host can show it."""
+"""Warnings for the user: always in the log, and on the node where the host can show it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sampling runs that are a part of an image: tile upscalers and detailers sample crops as images of their own.
+"""Sampling runs that are a part of an image: tile upscalers and detailers sample crops as separate images.
 
 Inside one run the position of a tile can be found (`grids.chunk_view`). A run whose whole latent is a crop does not know the image it is
 cut from: neither its conditions nor its options say so. All that can be known is the node that samples, and the user is warned.

@@ -1,7 +1,7 @@
 """The playground's transformer base: a `NextDiT` as Z-Image has it, in the host's own class, small enough for a CPU.
 
 It attends to one sequence [text | image | references]. Reference images are latents that are laid below the noisy latent, which is how
-they become further image tokens with positions of their own on every host: a row of them is as wide as the image, and what a row leaves
+they become further image tokens with separate positions on every host: a row of them is as wide as the image, and what a row leaves
 free is zero.
 """
 

@@ -1,4 +1,4 @@
-"""What the previews share: one watched Euler step of a patched model, enlarged images, colours that are easy to tell apart."""
+"""What the previews share: one watched Euler step of a patched model, enlarged images, colours that are easy to distinguish."""
 
 from __future__ import annotations
 

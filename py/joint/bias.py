@@ -202,7 +202,7 @@ class _Builder:
         return queries, keys
 
     def add_texts(self, logits: Tensor, rest: Tensor, regional: Sequence[slice | list[int]]) -> None:
-        """logits [t, n], rest [t] of image tokens that are no cells."""
+        """logits [t, n], rest [t] of image tokens that are not latent cells."""
         layout, count = self.layout, len(self.layout.texts)
         lengths = torch.tensor(layout.texts, device=self.device)
         is_of = F.one_hot(torch.arange(count, device=self.device).repeat_interleave(lengths), count).float()

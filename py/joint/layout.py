@@ -85,7 +85,7 @@ class Layout:
 
     @property
     def is_ambiguous(self) -> bool:
-        """Whether a call over the texts only cannot be told from one over the image only by its number of tokens."""
+        """Whether a call over the texts only cannot be distinguished from one over the image only by its number of tokens."""
         return len(self.text) == len(self.image)
 
     def find_call(self, queries: int, keys: int) -> Call | None:

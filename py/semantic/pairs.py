@@ -88,7 +88,7 @@ def find_pairs(folder: Path) -> Pairs:
 
 
 def shown(name: str | Path) -> str:
-    """A file's name as text that can be sent and printed: question marks for what is no UTF-8, the middle of a very long one left out."""
+    """A file's name as text that can be sent and printed: question marks for bytes that are not UTF-8, the middle of a very long one left out."""
     text = str(name).encode("utf-8", "replace").decode()
     return text if len(text) <= 300 else f"{text[:140]}...{text[-140:]}"
 
@@ -108,7 +108,7 @@ def read_map(path: Path) -> np.ndarray:
 
 
 def nearest(array: np.ndarray, height: int, width: int) -> np.ndarray:
-    """[..., h, w] in another size: every place takes what stands at its centre. For labels, which cannot be mixed."""
+    """[..., h, w] in another size: every pixel takes the value at its centre. For labels, which cannot be mixed."""
     rows = (2 * np.arange(height) + 1) * array.shape[-2] // (2 * height)
     columns = (2 * np.arange(width) + 1) * array.shape[-1] // (2 * width)
     return np.ascontiguousarray(array[..., rows[:, None], columns])

@@ -6,7 +6,7 @@ target and candidate, void not counted, and T the classes of the target:
 
     classes     = mean over T of min(1, p(c) / t(c))                   has the exemplar something to show of every class?
     proportions = sum over c of min(t, p) / sum over c of max(t, p)    are the classes mixed as in the target?
-    layout      = mean over T of |t = c and p = c| / |t = c or p = c|  do they stand in the same places?
+    layout      = mean over T of |t = c and p = c| / |t = c or p = c|  do the classes cover the same pixels?
     score       = their weighted mean; a map compared with itself has 1
 
 Places that are void in the target ask for nothing, so they do not count in `layout`.
@@ -106,7 +106,7 @@ class Weights:
 
 @dataclass(frozen=True)
 class Match:
-    """One candidate and why it stands where it does. `missing`: classes of the target that it lacks, with their share in the target."""
+    """One candidate and the reason for its rank. `missing`: classes of the target that it lacks, with their share in the target."""
 
     candidate: int
     score: float

@@ -259,7 +259,7 @@ def test_the_preview_shows_what_is_read_where(model, variant):
     seen = [tuple((image[0, 0, column] * 255).round().byte().tolist()) for column in (0, -1)]
     assert [f"#{bytes(colour).hex()}:" in line for colour, line in zip(seen, report.splitlines()[1:])] == [True, True]
     assert host.OBSERVER not in patched.model_options["transformer_options"]
-    with pytest.raises(ValueError, match="tells no classes apart"):
+    with pytest.raises(ValueError, match="has no class-adaptive attention"):
         look(model, 0.3)
     late = adaptive(model, percent=PercentRange(0.9, 1.0))
     with pytest.raises(ValueError, match="no layer acts"), torch.inference_mode():

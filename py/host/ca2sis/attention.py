@@ -1,4 +1,4 @@
-"""CA2-SIS's idea inside Stable Diffusion: every place reads the CONDITIONING of its own class. No weights of CA2-SIS are used."""
+"""CA2-SIS's idea inside Stable Diffusion: every latent cell is conditioned on its class's CONDITIONING. No weights of CA2-SIS are used."""
 
 from __future__ import annotations
 
@@ -80,9 +80,9 @@ class Settings:
         leak, base_weight: see `class_weights`.
         isolate: see `isolated_attention`; on grids of at most ISOLATED_CELLS.
         early: see `early_gain`, 1 to MOST_EARLY.
-        own_cells: of the classes that have a cell of their own on the latent's grid, the share that must have one on a layer's grid for
-            the layer to take part. Coarser layers see things and what is around them in one cell; the few cells that are one class's
-            alone are mostly the background's, and there these layers, which decide what the image holds, are told of nothing else.
+        own_cells: of the classes that cover a whole cell on the latent's grid, the share that must have one on a layer's grid for
+            the layer to take part. In coarser layers one cell covers objects and their surroundings; the few cells of a single class are
+            mostly background, and would condition these layers, which decide the content, on the background only.
     """
 
     strength: float = 1.0
@@ -170,7 +170,7 @@ class _ClassTechnique:
         return run is not None and run.inside(self.application.settings.percent, options)
 
     def conditional(self, run: SamplingRun, options: dict, q: Tensor) -> Iterator[grids.Rows]:
-        return grids.conditional_rows(run, options, q, NODE, "classes are not told apart")
+        return grids.conditional_rows(run, options, q, NODE, "classes have no effect")
 
 
 class ClassText(_ClassTechnique):
@@ -237,7 +237,7 @@ class ClassPlaces(_ClassTechnique):
 
 
 def _attend(options: dict) -> Attend:
-    """The host's attention with a mask, for rows of our own making."""
+    """The host's attention with a mask, for the rows made here."""
     ours = as_conditional_rows(options)
 
     def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
@@ -249,7 +249,7 @@ def _attend(options: dict) -> Attend:
 
 
 def class_prompt(classes: str, conditioning: Any, weight: float = 1.0, prompts: ClassPrompts | None = None) -> ClassPrompts:
-    """The chain with one more text, read without its padding where that can be told (`padding.without_padding`).
+    """The chain with one more text, without its padding where that can be recognised (`padding.without_padding`).
 
     Raises:
         ValueError: no class, an empty or unusable CONDITIONING, a weight out of range.

@@ -31,7 +31,7 @@ class Observer:
         return self
 
     def saw(self, application: Application, grid: Grid, shares: Tensor) -> None:
-        """Told by the hook: shares [b, 1 + r, l] of what each place of this layer reads."""
+        """Called by the hook: shares [b, 1 + r, l] of each token's attention in this layer."""
         if application is self.application:
             self.seen.setdefault(grid, []).append(shares[0].unflatten(-1, grid).cpu())
 
@@ -65,7 +65,7 @@ def of_model(model: Any, positive: Any, latent: dict, percent: float, seed: int)
     options = model.model_options["transformer_options"]
     found = [t for t in slots.techniques(options) if isinstance(t, ClassText)]
     if not found:
-        raise ValueError(f"{PREVIEW}: this MODEL tells no classes apart. Connect the MODEL that comes out of {NODE}.")
+        raise ValueError(f"{PREVIEW}: this MODEL has no class-adaptive attention. Connect the MODEL that comes out of {NODE}.")
     observer = Observer(found[-1].application)
     run_observed_step(PREVIEW, model, positive, latent, percent, seed, OBSERVER, observer)
     if not observer.seen:

@@ -73,7 +73,7 @@ class Contribution:
                     raise batch_error(self.node, "the text of a region", tokens.shape[0], shape[0])
 
     def region_weights(self, run: Any, part: Rows) -> Tensor | None:
-        """[f, 1 + r, h, w], how much every image cell attends to the texts so far (first) and to each of its own r texts."""
+        """[f, 1 + r, h, w], how much every image cell attends to the texts so far (first) and to each of its r texts."""
 
     def gain(self, run: Any, part: Rows, sigma: float) -> Tensor | float | None:
         """[f, h, w] or a number: how far cells go from the attention without its texts to that with them; None or 1 for all the way.
@@ -87,7 +87,7 @@ class Contribution:
     def reference_weights(self, run: Any, part: Rows) -> tuple[int, Tensor] | None:
         """(index of the first reference, weights [f, k, h, w]): how much every cell attends to k reference images of the conditioning.
 
-        They belong to regions from then on: they attend only to themselves, no text attends to them, and 0 is no effect at all. Holds
+        They belong to regions from then on: they attend only to themselves, no text attends to them, and 0 has no effect. Holds
         for unconditional rows too, since the references are part of their input.
         """
 

@@ -116,7 +116,7 @@ def require_references(model: Any, node: str) -> Family:
     family, network = find_family(model), plain_network(model.get_model_object("diffusion_model"))
     if family is None or not ((family.has_references and _reads_references(network)) or has_reference_tokens(model.model)):
         raise ValueError(
-            f"{node}: this MODEL is {hooks.model_name(model)}, which has no reference images of its own. Load {WITH_REFERENCES}."
+            f"{node}: this MODEL is {hooks.model_name(model)}, which takes no reference images. Load {WITH_REFERENCES}."
         )
     return family
 
