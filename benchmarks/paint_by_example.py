@@ -1,6 +1,6 @@
 """Paint by Example: our nodes against diffusers' pipeline on the same random weights, and what loading a large training checkpoint costs.
 
-Both run ten steps with guidance on the same picture, from files on the disk: on a small UNet of Stable Diffusion's widths, and (not when quick)
+Both run ten steps with guidance on the same image, from files on the disk: on a small UNet of Stable Diffusion's widths, and (not when quick)
 on one of its full size. The host reads with PyTorch's attention, as diffusers does, and as the host itself does on graphics cards; the other one,
 its habit on processors, needs far more time and memory at the full size. Time is processor time of a run with everything loaded, memory what it
 needs beyond that. Of loading it is the process's own memory; pages of mapped files, which the system may drop at any time, are counted apart:

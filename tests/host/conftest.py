@@ -26,3 +26,9 @@ def sdxl():
 def model(request):
     """A tiny random MODEL of each shape. Shared by the whole session: a test that changes it breaks the others, and says so."""
     return request.getfixturevalue(request.param)
+
+
+@pytest.fixture(scope="session")
+def other():
+    """A second checkpoint of Stable Diffusion 1.5's shape."""
+    return tiny.tiny_model(tiny.TinySD15, seed=1)
