@@ -7,6 +7,9 @@ import tiny
 import torch
 from pack.py.host.snf.guider import FusionGuider
 from pack.py.host.snf.run import Subject
+from pack.py.snf.schedule import Stages
+
+ALWAYS = Stages(0.0, 1.0)
 
 
 def subject(model, *, positive=None, text=None, **more):
@@ -36,3 +39,12 @@ def plain(model, positive, negative, cfg=5.0, **more):
     guider.set_conds(positive, negative)
     guider.set_cfg(cfg)
     return run(guider, **more)
+
+
+def lora(model, amount):
+    """A clone with one changed weight, as a LoRA changes it."""
+    clone = model.clone()
+    key = "diffusion_model.out.2.weight"
+    weight = comfy.model_patcher.comfy.utils.get_attr(model.model, key)
+    clone.add_patches({key: ("diff", (torch.full_like(weight, 1.0),))}, amount)
+    return clone

@@ -8,15 +8,13 @@ import comfy.samplers
 import pytest
 import tiny
 import torch
-from fusing import fused, plain, run, subject
+from fusing import ALWAYS, fused, lora, plain, run, subject
 from pack.nodes import snf as nodes
 from pack.py.host.snf.guider import FusionGuider, build_guider
 from pack.py.host.snf.preview import draw_record
 from pack.py.host.snf.run import PUBLISHED_STAGES, Subject
 from pack.py.snf.fusion import PUBLISHED, MaskSettings
 from pack.py.snf.schedule import Stage, Stages
-
-ALWAYS = Stages(0.0, 1.0)
 
 
 def same_on_both_sides(model, cfg=5.0, second=None, stages=PUBLISHED_STAGES, **more):
@@ -192,15 +190,6 @@ def test_every_setting_samples_and_differs(sd15, other, settings):
 
 
 # Models, patches, weights
-
-
-def lora(model, amount):
-    """A clone with one changed weight, as a LoRA changes it."""
-    clone = model.clone()
-    key = "diffusion_model.out.2.weight"
-    weight = comfy.model_patcher.comfy.utils.get_attr(model.model, key)
-    clone.add_patches({key: ("diff", (torch.full_like(weight, 1.0),))}, amount)
-    return clone
 
 
 def test_one_checkpoint_with_two_loras_is_two_models(sd15):

@@ -8,7 +8,7 @@ import comfy.samplers
 import pytest
 import tiny
 import torch
-from fusing import fused, run, subject
+from fusing import ALWAYS, fused, lora, run, subject
 from pack.nodes import snf as nodes
 from pack.py.host.snf import models
 from pack.py.host.snf.guider import FusionGuider
