@@ -10,7 +10,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, PaintByExamplePipeline, UNet2DConditionModel
-from pack.py.paint_by_example.unet_names import original_names
+from pack.py.host.paint_by_example.loader import rename_unet
 from safetensors.torch import save_file
 from transformers import CLIPImageProcessor, CLIPVisionConfig
 
@@ -108,7 +108,7 @@ class DiffusersVAE:
 def published(pipe: PaintByExamplePipeline) -> dict[str, torch.Tensor]:
     """The weights of a pipeline under the names of `model.ckpt`, without the VAE; the q and k rows of the mapper are there too."""
     unet = pipe.unet.state_dict()
-    state = {f"model.diffusion_model.{target}": unet[name] for name, target in original_names(unet).items()}
+    state = {f"model.diffusion_model.{name}": weight for name, weight in rename_unet(unet).items()}
     assert len(state) == len(unet)
     encoder = pipe.image_encoder.state_dict()
     blocks = {

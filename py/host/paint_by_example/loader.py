@@ -72,7 +72,7 @@ def read_contents(file: str) -> checkpoint.Contents:
     except ValueError as error:
         text = str(error)
         raise ValueError(text if text.startswith(NODE) else f"{NODE}: {text}") from None
-    return replace(contents, unet=_rename_unet(contents.unet))
+    return replace(contents, unet=rename_unet(contents.unet))
 
 
 def configure_model(model: Any) -> Any:
@@ -83,7 +83,7 @@ def configure_model(model: Any) -> Any:
     return model
 
 
-def _rename_unet(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+def rename_unet(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     """Weights under diffusers names -> under original names, by the host's table; weights under original names are returned unchanged."""
     if "conv_in.weight" not in weights:
         return weights
