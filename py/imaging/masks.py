@@ -137,14 +137,15 @@ def _combine_windows(values: Tensor, radius: int, axis: int, combine: Callable[[
     """
     length, width = values.shape[axis] - 2 * radius, 2 * radius + 1
     power, size = values, 1  # of the windows in `power`, that begin at each position
-    found, done = None, 0
+    found: Tensor | None = None
+    done = 0
     while True:
         if width & size:
             part = power.narrow(axis, done, length)
             found = part if found is None else combine(found, part)
             done += size
-        if done == width:
-            return found
+            if done == width:
+                return found
         rest = power.shape[axis] - size
         power = combine(power.narrow(axis, 0, rest), power.narrow(axis, size, rest))
         size *= 2

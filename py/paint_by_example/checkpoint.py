@@ -168,8 +168,8 @@ def _mapper(weights: Mapping[str, Tensor], is_diffusers: bool) -> dict[str, Tens
     names["null"] = "uncond_vector" if is_diffusers else "learnable_vector"
     count = len({name.removeprefix(blocks).partition(".")[0] for name in weights if name.startswith(blocks)})
     for number in range(count):
-        for new, old in _BLOCKS.items():
-            names |= {f"blocks.{number}.{new}.{k}": f"{blocks}{number}.{old[is_diffusers]}.{k}" for k in _KINDS}
+        for new, layouts in _BLOCKS.items():
+            names |= {f"blocks.{number}.{new}.{k}": f"{blocks}{number}.{layouts[is_diffusers]}.{k}" for k in _KINDS}
     missing = [name for name in names.values() if name not in weights]
     if missing:
         raise ValueError(

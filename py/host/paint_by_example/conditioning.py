@@ -109,23 +109,24 @@ def make_conditioning(
     images = check_image(image, NODE, keep_alpha=True)
     strength = check_number(strength, NODE, "strength", 0.0, 2.0)
     percent = PercentRange.checked(start_percent, end_percent, NODE)
-    shares = _parse_weights(check_text(weights, NODE, "weights"), len(images))
+    given = _parse_weights(check_text(weights, NODE, "weights"), len(images))
     masks = None if region is None else check_mask(region, NODE, "region")
     if masks is not None and not (masks > 0.5).any():
         raise ValueError(
             f"{NODE}: region is empty: nothing in it is above one half. Paint where this exemplar belongs, or disconnect it."
         )
-    null, tokens, shares = _encode(encoder, images, shares, several, fit, mask, fill, crop)
+    null, tokens, shares = _encode(encoder, images, given, several, fit, mask, fill, crop)
     used = [share for share in shares if share is not None]
     if several == BLEND:
         tokens = blend_tokens(tokens, [share or 0.0 for share in shares])
     weight = sum(used) / len(used)
     entries = []
     previous: list[Any] = [[null, {BLENDED: 0.0}]] if positive is None else positive
-    for start, end, value in schedule_strength(strength, course, percent.start, percent.end):
-        token = scale_token(null, tokens, value)
+    for first_percent, last_percent, factor in schedule_strength(strength, course, percent.start, percent.end):
+        token = scale_token(null, tokens, factor)
         for before, options in previous:
-            first, last = max(start, options.get("start_percent", 0.0)), min(end, options.get("end_percent", 1.0))
+            first = max(first_percent, options.get("start_percent", 0.0))
+            last = min(last_percent, options.get("end_percent", 1.0))
             if first < last:
                 entries.append(_add_exemplar(before, options, token, weight, masks, first, last))
     return entries, [[null, {}]]
@@ -142,6 +143,7 @@ def _encode(
     crop: bool,
 ) -> tuple[Tensor, Tensor, list[float | None]]:
     """The null token, the tokens [n, 1, c] of all images, and their shares, None for an image whose mask is empty."""
+    masks: Tensor | None
     if mask is None and images.shape[-1] == 4 and (images[..., 3] < 1).any():
         masks, fill = images[..., 3], "white" if fill == "keep" else fill  # transparent pixels have no colour to keep
     else:

@@ -54,7 +54,7 @@ def check_conditions(conds: dict[str, list[dict[str, Any]]]) -> None:
     for name, group in conds.items():
         for condition in group or ():
             context = condition.get("cross_attn")
-            if getattr(context, "ndim", 0) == 3 and context.shape[1] != 1:
+            if context is not None and context.ndim == 3 and context.shape[1] != 1:
                 text = f"{LOADER}: its MODEL is sampled with a text prompt as {name} ({context.shape[1]} tokens); it uses one exemplar token. "
                 text += f"Connect {name} of Exemplar Conditioning, through Paint by Example Prepare."
                 if name == "positive":
