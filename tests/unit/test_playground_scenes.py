@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+
 import numpy as np
 import pytest
 from pack.py.playground import vocabulary, world
@@ -64,3 +66,9 @@ def test_tokens_start_end_and_pad_as_clip_does():
     assert row[0] == vocabulary.START and len(row) == 77
     assert row[6] == vocabulary.UNKNOWN and set(row[7:]) == {vocabulary.END}
     assert vocabulary.unknown_words("a red dragon and a Dragon") == ["dragon"]
+
+
+def test_the_vocabulary_is_the_one_that_the_shipped_weights_know():
+    """A word more, less or elsewhere gives every token another meaning: prompts still run, and draw something else."""
+    assert len(WORDS) == 101
+    assert hashlib.sha256(" ".join(WORDS).encode()).hexdigest()[:16] == "dcec984590c51cd6"
