@@ -70,5 +70,5 @@ def test_tokens_start_end_and_pad_as_clip_does():
 
 def test_the_vocabulary_is_the_one_that_the_shipped_weights_know():
     """A word more, less or elsewhere gives every token another meaning: prompts still run, and draw something else."""
-    assert len(WORDS) == 101
-    assert hashlib.sha256(" ".join(WORDS).encode()).hexdigest()[:16] == "dcec984590c51cd6"
+    assert len(world.WORDS) == 101
+    assert hashlib.sha256(" ".join(world.WORDS).encode()).hexdigest()[:16] == "dcec984590c51cd6"
