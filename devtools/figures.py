@@ -48,6 +48,7 @@ MEASUREMENTS = {
         ("benchmarks", "ca2sis"),
         ("benchmarks", "ifadapter_injection"),
         ("benchmarks", "ifadapter_weight_free"),
+        ("benchmarks", "joint"),
         ("benchmarks", "paint_by_example"),
         ("benchmarks", "playground_sampling"),
         ("benchmarks", "retrieval"),

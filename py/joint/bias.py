@@ -110,13 +110,15 @@ class Bias:
         """
         d, c = q.shape[-1], self.queries.shape[-1]
         width = -(-(d + c) // WIDTH_STEP) * WIDTH_STEP
-        scale, space = width**0.25, width - d - c
+        scale = width**0.25
 
-        def joined(x: Tensor, channels: Tensor) -> Tensor:
-            channels = (channels * scale).to(x.dtype)[:, None].expand(x.shape[0], x.shape[1], -1, -1)
-            return F.pad(torch.cat([x, channels], dim=-1), (0, space))
+        def joined(x: Tensor, channels: Tensor, factor: float = 1.0) -> Tensor:
+            wide = x.new_zeros(*x.shape[:-1], width)  # one copy; sequences are long here
+            wide[..., :d] = x if factor == 1.0 else x * factor
+            wide[..., d : d + c] = (channels * scale).to(x.dtype)[:, None]
+            return wide
 
-        return joined(q * math.sqrt(width / d), self.queries), joined(k, self.keys), F.pad(v, (0, width - d))
+        return joined(q, self.queries, math.sqrt(width / d)), joined(k, self.keys), F.pad(v, (0, width - d))
 
 
 def sequence_bias(

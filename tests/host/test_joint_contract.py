@@ -37,7 +37,7 @@ def classes(model, name, **more):
     prompts = None
     for label, text in (("sky", "a red evening sky"), ("tree", "a tree in a storm")):
         prompts = classes_host.class_prompt(label, prompt(name, text), prompts=prompts)
-    settings = classes_host.Settings(**({"isolate": 0.5, "early": 2.0} | more))
+    settings = classes_host.Settings(**({"isolate": 1.0, "early": 2.0} | more))
     return classes_host.apply(model, SemanticMap(labels, named_palette("playground")), prompts, settings=settings)
 
 

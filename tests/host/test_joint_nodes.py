@@ -48,8 +48,8 @@ def class_texts(
     model, name, texts=(("sky", "a red evening sky"), ("tree", "a tree in a storm")), semantic_map=None, base=None, **more
 ):
     prompts = None
-    for label, text in texts:
-        prompts = classes.class_prompt(label, prompt(name, text), prompts=prompts)
+    for label, text, *weight in texts:
+        prompts = classes.class_prompt(label, prompt(name, text), *weight, prompts=prompts)
     settings = classes.Settings(**({"leak": 0.0, "base_weight": 0.0} | more))
     return classes.apply(model, semantic_map or class_map(), prompts, base, settings)
 
@@ -93,7 +93,7 @@ def test_strength_leads_from_the_prompt_to_the_phrases_and_beyond(name, models):
 def test_one_class_everywhere_is_the_prompt(name, models):
     model = models(name)
     everywhere = SemanticMap(torch.full((1, 24, 32), SKY, dtype=torch.uint8), named_palette("playground"))
-    acting = class_texts(model, name, [("sky", "a red sky")], everywhere, isolate=0.9)
+    acting = class_texts(model, name, [("sky", "a red sky")], everywhere, isolate=1.0)
     assert error(sample(acting, name, prompt(name, "a street")), sample(model, name, prompt(name, "a red sky"))) <= 2e-6
 
 
@@ -128,6 +128,33 @@ def test_early_on_a_flow_model_counts_the_noise_of_flow(models):
     model = models("flux")
     plain, early = class_texts(model, "flux"), class_texts(model, "flux", early=4.0)
     assert error(sample(early, "flux", prompt("flux", "a")), sample(plain, "flux", prompt("flux", "a"))) > 1e-3
+
+
+@FAMILIES
+def test_early_scales_the_share_of_the_text_without_a_second_attention(name, models, monkeypatch):
+    """While the factor is 4 everywhere, it is the same as weights of 4; the base text keeps its weight."""
+    from pack.py.host.ca2sis import transformer
+    from pack.py.host.joint import attention
+
+    model, text = models(name), prompt(name, "a street")
+    monkeypatch.setattr(transformer, "early_gain", lambda sigma, early, is_flow: early)
+    monkeypatch.setattr(attention.JointAttention, "_amplify", lambda *args: pytest.fail("a second attention"))
+    both = [("sky", "a red sky"), ("tree", "a tree in a storm")]
+    early = class_texts(model, name, both, base=text, early=4.0)
+    weighted = class_texts(model, name, [(*pair, 4.0) for pair in both], base=text, early=1.0)
+    found = sample(early, name, text)
+    assert error(found, sample(weighted, name, text)) <= 2e-6
+    assert error(found, sample(class_texts(model, name, both, base=text), name, text)) > 1e-3
+
+
+def test_classes_are_kept_apart_entirely_or_not_at_all(models, caplog):
+    model, name = models("flux"), "flux"
+    text = prompt(name, "a street")
+    plain, partly, apart = (sample(class_texts(model, name, isolate=value), name, text) for value in (0.0, 0.9, 1.0))
+    assert torch.equal(partly, plain) and error(apart, plain) > 1e-3
+    assert "isolate" not in caplog.text
+    class_texts(model, name, isolate=0.5)
+    assert "isolate is 0.5" in caplog.text
 
 
 def test_instances_that_are_kept_apart_mix_less(models):

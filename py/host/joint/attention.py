@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Hashable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -41,6 +41,26 @@ class ExtraTokens:
     count: int
 
 
+class BiasCache:
+    """Parts and tables of one set of biases, made once per kind of attention call and kept as long as the biases are."""
+
+    def __init__(self) -> None:
+        self._parts: dict[Hashable, Bias | None] = {}
+        self._tables: dict[Hashable, Tensor] = {}
+
+    def part(self, key: Hashable, make: Callable[[], Bias]) -> Bias | None:
+        """A bias without the channels that add nothing; None if none is left."""
+        if key not in self._parts:
+            bias = make().pruned()
+            self._parts[key] = bias if bias.queries.shape[-1] else None
+        return self._parts[key]
+
+    def table(self, key: Hashable, bias: Bias, dtype: torch.dtype) -> Tensor:
+        if (key, dtype) not in self._tables:
+            self._tables[key, dtype] = bias.table(dtype)
+        return self._tables[key, dtype]
+
+
 @dataclass(frozen=True, eq=False)
 class CallPlan:
     """Everything that is added to one model call, the same for all its layers.
@@ -53,6 +73,7 @@ class CallPlan:
         rotations: of tokens that would have other positions in the joint sequence.
         gain: [b, n] or None.
         extras: exemplar keys, in the order of the columns; each is a list over the chunks of the call.
+        cache: of the biases; calls with the same biases share it.
     """
 
     layout: Layout
@@ -63,6 +84,7 @@ class CallPlan:
     rotations: tuple[Rotation, ...] = ()
     gain: Tensor | None = None
     extras: tuple[tuple[ExtraTokens, ...], ...] = ()
+    cache: BiasCache = field(default_factory=BiasCache)
 
 
 class CallNames:
@@ -115,8 +137,6 @@ class JointAttention:
         self.plan, self.before, self.record = plan, before, record
         self.names = CallNames()
         self.matched = 0
-        self._biases: dict[Hashable, Bias | None] = {}
-        self._tables: dict[Hashable, Tensor] = {}
 
     def __deepcopy__(self, memo: dict) -> JointAttention:
         return self
@@ -142,11 +162,12 @@ class JointAttention:
         if extra is not None:
             k, v = torch.cat([k, extra[0]], dim=2), torch.cat([v, extra[1]], dim=2)
         variant = "" if extra is not None or not self.plan.extras else WITHOUT_EXEMPLARS
-        bias = self._bias(FULL + variant, call, call.queries)
+        key = (FULL + variant, call)
+        bias = self._bias(key, call.queries)
         if bias is None and host.mask is None and k is host.k and q is host.q:
             return inner(*args, **kwargs)
         mask = self._fit_mask(host.mask, call, k.shape[2], q.dtype)
-        out = self._attend(inner, host, q, k, v, mask, bias, (FULL + variant, call))
+        out = self._attend(inner, host, q, k, v, mask, bias, key)
         if self.plan.gain is not None and len(call.keys) != len(layout.image) and call.queries.stop == layout.total:
             out = self._amplify(inner, host, call, (q, k, v), mask, out, OFF + variant)
         return out
@@ -174,20 +195,16 @@ class JointAttention:
             columns.append((keys, values))
         return torch.cat([c[0] for c in columns], dim=2), torch.cat([c[1] for c in columns], dim=2)
 
-    def _bias(self, variant: str, call: Call, queries: Span, rows: Tensor | None = None) -> Bias | None:
-        """The bias of a call, without the channels that are idle there; None for nothing. Made once per kind of call."""
-        key = (variant, call)
-        if key not in self._biases:
+    def _bias(self, key: tuple[Any, ...], queries: Span, rows: Sequence[int] | None = None) -> Bias | None:
+        """The bias of a call, without the channels that are idle there; None for nothing. `key`: (name of the bias, call, ...)."""
+        variant, call = key[:2]
+
+        def make() -> Bias:
             with_extra = call.queries.stop == call.keys.stop == self.plan.layout.total
             bias = self.plan.biases[variant].cut(queries, call.keys, with_extra)
-            bias = (bias if rows is None else bias.rows(rows)).pruned()
-            self._biases[key] = bias if bias.queries.shape[-1] else None
-        return self._biases[key]
+            return bias if rows is None else bias.rows(rows)
 
-    def _table(self, key: Hashable, bias: Bias, dtype: torch.dtype) -> Tensor:
-        if key not in self._tables:
-            self._tables[key] = bias.table(dtype)
-        return self._tables[key]
+        return self.plan.cache.part(key, make)
 
     def _attend(
         self,
@@ -206,7 +223,7 @@ class JointAttention:
             more["transformer_options"] = options
         d, width = q.shape[-1], v.shape[-1]
         if bias is not None and k.shape[2] <= TABLE_TOKENS:
-            table = self._table((key, q.dtype), bias, q.dtype)
+            table = self.plan.cache.table(key, bias, q.dtype)
             mask = table if mask is None else mask + table
         elif bias is not None:
             q, k, v = bias.widen(q, k, v)
@@ -229,16 +246,17 @@ class JointAttention:
     ) -> Tensor:
         """out + (gain - 1) (out - o), o the attention of image cells without the texts of regions."""
         gain: Any = self.plan.gain
-        rows = (gain != 1).any(dim=1).nonzero().flatten()
+        rows = (gain != 1).any(dim=1).nonzero().flatten().tolist()
         asked = self.plan.layout.cells
         cells = slice(asked.start - call.queries.start, asked.stop - call.queries.start)
-        bias = self._bias(variant, call, asked, rows)
+        key = (variant, call, tuple(rows))
+        bias = self._bias(key, asked, rows)
         q, k, v = (x[rows] for x in qkv)
         if mask is not None:
             mask = mask if mask.shape[0] == 1 else mask[rows]
             mask = mask if mask.shape[2] == 1 else mask[:, :, cells]
         options = {**host.options, "cond_or_uncond": [0]}
-        off = self._attend(inner, host, q[:, :, cells], k, v, mask, bias, (variant, call), options)
+        off = self._attend(inner, host, q[:, :, cells], k, v, mask, bias, key, options)
         more, out = (gain[rows] - 1).to(out.dtype), out.clone()
         by_cell = out.transpose(1, 2) if host.keeps_heads else out.unflatten(-1, (host.heads, -1))  # [b, l, n, d], shares memory
         off = off.transpose(1, 2) if host.keeps_heads else off.unflatten(-1, (host.heads, -1))

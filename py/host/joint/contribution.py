@@ -81,6 +81,9 @@ class Contribution:
         Values other than 1 cost a second attention of the image cells. Weights below 1 are cheaper: put them into `region_weights`.
         """
 
+    def text_gains(self, run: Any, sigma: float) -> tuple[float, ...] | None:
+        """Factors of the weights of its own r texts at this noise level; None for 1. They cost nothing."""
+
     def separation(self, run: Any, part: Rows) -> tuple[Tensor, Tensor] | None:
         """(owner [f, h, w], between [k, k]): see `joint.bias.Separation`."""
 

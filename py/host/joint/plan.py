@@ -59,15 +59,17 @@ def prepare(call: ModelCall, contributions: Sequence[Contribution], is_recording
         added.append(_filler(call, call.multiple or 1))
         layout = _layout(call, added, references, owners)
     sides = Sides(call, layout, tuple(contributions), tuple(added), chunks, exemplars)
+    biases, cache = sides.biases()
     plan = CallPlan(
         layout,
         call.rows,
         call.prompt.shape[1],
         len(layout.text) - call.prompt.shape[1],
-        sides.biases(),
+        biases,
         _rotations(call, layout, sides.main_texts()),
         sides.gain(),
         sides.extra_tokens(),
+        cache,
     )
     prompt, padding = _appended(call, layout, added)
     return Prepared(prompt, _conditions(call, layout, added), plan, padding)

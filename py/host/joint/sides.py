@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -10,7 +11,7 @@ from torch import Tensor
 from ...joint.bias import NEVER, Bias, ExtraKeys, Separation, log_weights, sequence_bias, stack
 from ...joint.layout import Layout
 from ..grids import Rows
-from .attention import FULL, OFF, WITHOUT_EXEMPLARS, ExtraTokens
+from .attention import FULL, OFF, WITHOUT_EXEMPLARS, BiasCache, ExtraTokens
 from .call import AddedText, ModelCall
 from .contribution import Contribution, Exemplar, overrides
 
@@ -34,17 +35,25 @@ class Sides:
     def cells(self) -> int:
         return len(self.layout.cells)
 
-    def biases(self) -> dict[str, Bias]:
-        """Of all rows, by the names in `attention`. Kept for the run: they do not depend on the noise level."""
+    def biases(self) -> tuple[dict[str, Bias], BiasCache]:
+        """Of all rows, by the names in `attention`, and what is made of them. Kept for the run; where `text_gains` change, the last ones."""
         run = self.call.run
         has_gain = any(overrides(c, "gain") for c in self.contributions)
         names = [FULL, OFF] if has_gain else [FULL]
         if any(self.exemplars):
             names += [name + WITHOUT_EXEMPLARS for name in names]
-        return run.get_or_make(("biases", *self._key()), lambda: {name: self._bias(name) for name in names})
+        kept = run.get_or_make(("biases", *self._key()), dict)
+        if self._gains not in kept:
+            kept.clear()
+            kept[self._gains] = {name: self._bias(name) for name in names}, BiasCache()
+        return kept[self._gains]
+
+    @cached_property
+    def _gains(self) -> tuple[tuple[float, ...] | None, ...]:
+        return tuple(c.text_gains(self.call.run, self.call.sigma) for c in self.contributions)
 
     def _key(self) -> tuple:
-        """Everything that the biases depend on."""
+        """Everything that the biases depend on, except the noise level."""
         rows = tuple((part.view, part.frames, part.rows.start, part.rows.stop, conditional) for part, conditional in self.chunks)
         counts = tuple(tuple(e.count for e in exemplars) for exemplars in self.exemplars)
         owners = tuple((text.owner, text.region) for text in self.added)
@@ -73,13 +82,13 @@ class Sides:
         def make() -> list[int]:
             return [int(self._weights(*row, FULL).mean(dim=1).argmax()) for row in self._rows()]
 
-        return self.call.run.get_or_make(("main texts", *self._key()), make)
+        return self.call.run.get_or_make(("main texts", *self._key(), self._gains), make)
 
     def _weights(self, part: Rows | None, frame: int, number: int | None, name: str) -> Tensor:
         """How much the cells of one row attend to every text, [t, n]."""
         weights = torch.ones(1, self.cells, device=self.device)
         own_texts: dict[Contribution, Tensor] = {}
-        for contribution in self.contributions:
+        for contribution, gains in zip(self.contributions, self._gains):
             if part is None or number is None or (name.startswith(OFF) and overrides(contribution, "gain")):
                 continue
             answer = contribution.region_weights(self.call.run, part)
@@ -87,7 +96,7 @@ class Sides:
                 found = self._frame(answer, part, frame)
                 weights = weights * found[:1]
                 own_texts = {owner: given * found[:1] for owner, given in own_texts.items()}
-                own_texts[contribution] = found[1:]
+                own_texts[contribution] = found[1:] if gains is None else found[1:] * found.new_tensor(gains)[:, None]
         none = torch.zeros(self.cells, device=self.device)
         rows = [weights[0]]
         for text in self.added:
