@@ -100,7 +100,8 @@ class ExemplaryCA2SISAttention(io.ComfyNode):
                     _fraction(
                         "isolate",
                         DEFAULTS.isolate,
-                        "Above 0, pixels of different classes attend less to each other (self-attention, on grids up to 32x32). 1: not at all.",
+                        "Above 0, pixels of different classes attend less to each other (self-attention, on grids up to 32x32). 1: not at all."
+                        " Transformer models: only 1 has an effect.",
                     )
                 ),
                 advanced(
@@ -123,7 +124,8 @@ class ExemplaryCA2SISAttention(io.ComfyNode):
                     max=attention_host.MOST_EARLY,
                     step=0.1,
                     optional=True,
-                    tooltip="Multiplies the effect at high noise, when the layout is decided; decays to 1.",
+                    tooltip="Multiplies the effect at high noise, when the layout is decided; decays to 1."
+                    " Transformer models: scales the share of the classes' prompts.",
                 ),
             ],
             outputs=[io.Model.Output()],

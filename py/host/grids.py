@@ -37,6 +37,8 @@ def layer_grid(options: dict, tokens: int) -> Grid | None:
 
 # Conditions
 
+SHARED = ""  # instead of the name of a list, for a uuid that is in several lists
+
 
 def condition(run: SamplingRun, options: dict, chunk: int) -> dict[str, Any]:
     """The host's dictionary of the condition that a chunk of this call belongs to; {} if it is unknown."""
@@ -55,10 +57,10 @@ def is_conditional(options: dict, chunk: int) -> bool:
     run = current_run(options)
     if run is not None and _uuid(options, chunk) is not None:
         found = _named_condition(run, options, chunk)
-        if found is not None:
+        if found is not None and found[0] != SHARED:
             # Guiders of other packs may have no list of this name; then every list counts that is not named as a negative one.
             return found[0] == "positive" or (not run.guider.conds.get("positive") and not _is_negative(found[0]))
-        if run.get_or_make("conditions", dict):
+        if found is None and run.get_or_make("conditions", dict):
             return False
     kinds = options.get("cond_or_uncond") or [0]
     return kinds[chunk] == 0
@@ -81,7 +83,10 @@ def _named_condition(run: SamplingRun, options: dict, chunk: int) -> tuple[str, 
     known: dict[Any, tuple[str, dict[str, Any]]] = run.get_or_make("conditions", dict)
     if uuid not in known:  # the guider replaces its lists when sampling begins
         for name, found in (getattr(run.guider, "conds", None) or {}).items():
-            known.update({c["uuid"]: (name, c) for c in found or () if c.get("uuid") is not None})
+            for c in found or ():
+                if c.get("uuid") is not None:
+                    # For a positive with an area the host adds a copy of it, uuid included, to the negatives.
+                    known[c["uuid"]] = (name if known.get(c["uuid"], (name,))[0] == name else SHARED, c)
     return known.get(uuid)
 
 
