@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from comfy_api.latest import io
+from comfy_api.latest import io, ui
 
 from ..py.ca2sis.regional import VARIANTS
 from ..py.host.ca2sis import attention as attention_host
@@ -189,11 +189,13 @@ class ExemplaryCA2SISAttentionPreview(io.ComfyNode):
                 ),
                 io.String.Output(display_name="report", tooltip="One line per class: its colour and its share of the attention."),
             ],
+            is_output_node=True,
         )
 
     @classmethod
     def execute(cls, percent, seed, model=None, positive=None, latent=None, ca2sis=None, shape=None, style=None) -> io.NodeOutput:
-        return io.NodeOutput(*preview_host.preview(model, positive, latent, percent, seed, ca2sis, shape, style))
+        image, shares, report = preview_host.preview(model, positive, latent, percent, seed, ca2sis, shape, style)
+        return io.NodeOutput(image, shares, report, ui=ui.PreviewImage(image))
 
 
 NODES = [ExemplaryCA2SISClassConditioning, ExemplaryCA2SISAttention, ExemplaryCA2SISAttentionPreview]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from comfy_api.latest import io
+from comfy_api.latest import io, ui
 
 from ..py.host import folders, inputs, notices
 from ..py.host.ifadapter import apply as host
@@ -334,6 +334,7 @@ class ExemplaryInstanceMapPreview(io.ComfyNode):
                 io.Image.Input("image", optional=True, tooltip="Image behind the boxes, such as the result, for comparison."),
             ],
             outputs=[io.Image.Output()],
+            is_output_node=True,
         )
 
     @classmethod
@@ -342,7 +343,8 @@ class ExemplaryInstanceMapPreview(io.ComfyNode):
         height = inputs.check_integer(height, PREVIEW, "height", 16, 8192)
         if image is not None:  # a failed image is worth a look too
             image = inputs.check_image(image.nan_to_num() if torch.is_tensor(image) else image, PREVIEW)
-        return io.NodeOutput(draw_instances(instances, width, height, image))
+        drawn = draw_instances(instances, width, height, image)
+        return io.NodeOutput(drawn, ui=ui.PreviewImage(drawn))
 
 
 NODES = [

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from comfy_api.latest import io
+from comfy_api.latest import io, ui
 
 from ..py.host import folders
 from ..py.host.snf import guider as fusion
@@ -390,11 +390,13 @@ class ExemplarySaliencyPreview(io.ComfyNode):
                 io.Image.Output(display_name="strip"),
                 io.Image.Output(display_name="plot"),
             ],
+            is_output_node=True,
         )
 
     @classmethod
     def execute(cls, guider, latent, picture, image=None) -> io.NodeOutput:
-        return io.NodeOutput(*draw_record(getattr(guider, "record", None), latent["samples"], picture, image))
+        masks, grid, plot = draw_record(getattr(guider, "record", None), latent["samples"], picture, image)
+        return io.NodeOutput(masks, grid, plot, ui=ui.PreviewImage(grid))
 
 
 NODES = [
