@@ -95,8 +95,9 @@ def unknown_choices(prompt: dict) -> list[str]:
 
 
 def folders_of_the_user(prompt: dict) -> set[str]:
-    """What Retrieve Exemplar saves is the name of a folder in the user's input folder."""
-    return {f"node {key}), folder:" for key, node in prompt.items() if node["class_type"] == "ExemplaryRetrieveExemplar"}
+    """Names of folders are the user's, as names of files: those of exemplars, and of segmentation models."""
+    named = {"ExemplaryRetrieveExemplar": "folder", "ExemplaryLoadSegmentationModel": "model"}
+    return {f"node {key}), {named[node['class_type']]}:" for key, node in prompt.items() if node["class_type"] in named}
 
 
 @pytest.mark.parametrize("path", names(EXAMPLES))
