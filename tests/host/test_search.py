@@ -30,6 +30,8 @@ QUERIES = {
 def test_every_node_has_aliases():
     missing = sorted(set(NODES) - set(SEARCH_ALIASES))
     assert not missing, f"add them to nodes/search.py: {missing}"
+    gone = sorted(set(SEARCH_ALIASES) - set(NODES))
+    assert not gone, f"no such nodes: {gone}"
 
 
 @pytest.mark.parametrize("query", sorted(QUERIES))
