@@ -1,4 +1,4 @@
-"""Style and shape, class by class (CA2-SIS, arXiv 2308.16071): pictures and maps to codes, codes edited, codes to pictures."""
+"""CA2-SIS (arXiv 2308.16071): encode images and semantic maps as one code per class, edit the codes, and generate images from them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def _order() -> io.Combo.Input:
             "label_order",
             options=[BY_NAME, *ORDERS],
             default=BY_NAME,
-            tooltip="by name: the map's class names count. Otherwise its numbers are taken in this order, as a face parser gives them.",
+            tooltip="by name: classes are matched by name. The other choices use the map's label numbers in the order of that face parser.",
         )
     )
 
@@ -36,13 +36,13 @@ def _classes() -> list[io.Input]:
         io.String.Input(
             "classes",
             default="hair",
-            tooltip="Which classes, separated by commas: names of the weights' classes, their numbers, or groups such as expression.",
+            tooltip="Classes to change, separated by commas: class names or numbers of the weights, or groups such as expression.",
         ),
         io.Combo.Input(
             "group",
             options=[host.NO_GROUP, *GROUPS],
             default=host.NO_GROUP,
-            tooltip="A group of CelebAMask-HQ's classes, besides those named in classes.",
+            tooltip="A group of CelebAMask-HQ classes, in addition to those named in classes.",
         ),
     ]
 
@@ -54,8 +54,8 @@ class ExemplaryLoadCA2SIS(io.ComfyNode):
             node_id="ExemplaryLoadCA2SIS",
             display_name="Load CA2-SIS",
             category=CATEGORY,
-            description="Load a generator of CA2-SIS (arXiv 2308.16071) from models/ca2sis. What it is, its weights say. playground_faces ships "
-            "with the pack and draws the playground's portraits.",
+            description="Load a CA2-SIS generator (arXiv 2308.16071) from models/ca2sis. The architecture is detected from the weights. "
+            "playground_faces is included and generates the Playground's portraits.",
             inputs=[
                 io.Combo.Input(
                     "file", options=folders.files(host.FOLDER), tooltip="A file in models/ca2sis, .pth or .safetensors."
@@ -65,7 +65,7 @@ class ExemplaryLoadCA2SIS(io.ComfyNode):
                         "final_activation",
                         options=list(FINAL_ACTIVATIONS),
                         default=FINAL_ACTIVATIONS[0],
-                        tooltip="The last step of the network. auto goes by the age of the file; if the colours look harsh, choose tanh.",
+                        tooltip="The network's last activation. auto detects it from the file's version; if the colours look harsh, choose tanh.",
                     )
                 ),
             ],
@@ -84,11 +84,12 @@ class ExemplaryCA2SISEncodeStyle(io.ComfyNode):
             node_id="ExemplaryCA2SISEncodeStyle",
             display_name="CA2-SIS Encode Style",
             category=CATEGORY,
-            description="How each class of a picture looks, as a code for each. Picture and map may have any size of the right proportions.",
+            description="Encode the appearance of each class of an image, one style code per class. "
+            "Image and map may have any size with the weights' aspect ratio.",
             inputs=[
                 CA2SISType.Input("ca2sis", tooltip="From Load CA2-SIS."),
-                io.Image.Input("image", tooltip="A face that fills the picture, as in CelebA-HQ."),
-                SemanticMapType.Input("semantic_map", tooltip="The map of this picture."),
+                io.Image.Input("image", tooltip="A face that fills the image, as in CelebA-HQ."),
+                SemanticMapType.Input("semantic_map", tooltip="The semantic map of this image."),
                 _order(),
             ],
             outputs=[StyleType.Output(display_name="style")],
@@ -106,10 +107,12 @@ class ExemplaryCA2SISEncodeShape(io.ComfyNode):
             node_id="ExemplaryCA2SISEncodeShape",
             display_name="CA2-SIS Encode Shape",
             category=CATEGORY,
-            description="Where each class of a map is, as a code for each.",
+            description="Encode position and form of each class of a semantic map, one shape code per class.",
             inputs=[
                 CA2SISType.Input("ca2sis", tooltip="From Load CA2-SIS."),
-                SemanticMapType.Input("semantic_map", tooltip="Which class stands where. Any size of the right proportions."),
+                SemanticMapType.Input(
+                    "semantic_map", tooltip="Semantic map of the image to generate, in any size with the weights' aspect ratio."
+                ),
                 _order(),
             ],
             outputs=[ShapeType.Output(display_name="shape")],
@@ -127,17 +130,18 @@ class ExemplaryCA2SISMixStyles(io.ComfyNode):
             node_id="ExemplaryCA2SISMixStyles",
             display_name="CA2-SIS Mix Styles",
             category=CATEGORY,
-            description="Give some classes the look that they have in another picture: this face with that one's hair.",
+            description="Give some classes the appearance that they have in another image, for example one face with the hair of another.",
             inputs=[
-                StyleType.Input("base", tooltip="The style to change. It stays as it is; the output is a new one."),
-                StyleType.Input("donor", tooltip="Whose look is taken."),
+                StyleType.Input("base", tooltip="The style to change. The output is a copy."),
+                StyleType.Input("donor", tooltip="The style to take the classes from."),
                 *_classes(),
-                _fraction("strength", 1.0, "0 the base's look, 1 the donor's, between them a mixture."),
+                _fraction("strength", 1.0, "0 is the base's appearance, 1 the donor's; values between them mix both."),
                 io.Combo.Input(
                     "if_absent",
                     options=["keep base", "use anyway"],
                     default="keep base",
-                    tooltip="A class that the donor does not show has only the code of absence; by default the base keeps its own.",
+                    tooltip="For classes that are not in the donor's image: keep the base's code, or use the code "
+                    "that the weights give an absent class.",
                 ),
             ],
             outputs=[StyleType.Output(display_name="style")],
@@ -156,19 +160,19 @@ class ExemplaryCA2SISEditShape(io.ComfyNode):
             node_id="ExemplaryCA2SISEditShape",
             display_name="CA2-SIS Edit Shape",
             category=CATEGORY,
-            description="Give some classes the place and form that they have in another map. Overlaps and holes are left for the generator.",
+            description="Give some classes the position and form that they have in another map. The generator fills overlaps and holes.",
             inputs=[
-                ShapeType.Input("base", tooltip="The shape to change. It stays as it is; the output is a new one."),
+                ShapeType.Input("base", tooltip="The shape to change. The output is a copy."),
                 *_classes(),
                 io.Combo.Input(
                     "mode",
                     options=list(SHAPE_MODES),
                     default=SHAPE_MODES[0],
-                    tooltip="swap if both: take the donor's where both have the class. replace: also if one has not. add: both together. "
-                    "remove: take the class away, no donor needed.",
+                    tooltip="swap if both: use the donor's region if both maps have the class. replace: always. add: the union of both regions. "
+                    "remove: delete the class; no donor is needed.",
                 ),
-                _fraction("strength", 1.0, "0 the base's shape, 1 the edited one, between them a mixture of their codes."),
-                ShapeType.Input("donor", optional=True, tooltip="Whose form is taken."),
+                _fraction("strength", 1.0, "0 is the base's shape, 1 the edited one; values between them mix the codes."),
+                ShapeType.Input("donor", optional=True, tooltip="The shape to take the classes from."),
             ],
             outputs=[ShapeType.Output(display_name="shape")],
         )
@@ -185,11 +189,11 @@ class ExemplaryCA2SISGenerate(io.ComfyNode):
             node_id="ExemplaryCA2SISGenerate",
             display_name="CA2-SIS Generate",
             category=CATEGORY,
-            description="Draw the picture of a shape in a style. Its size is that of the weights (256x256 for the published ones).",
+            description="Generate an image from a shape and a style, in the size of the weights (256x256 for the published ones).",
             inputs=[
                 CA2SISType.Input("ca2sis", tooltip="From Load CA2-SIS."),
-                ShapeType.Input("shape", tooltip="Where each class is."),
-                StyleType.Input("style", tooltip="How each class looks. One for all shapes, or one each."),
+                ShapeType.Input("shape", tooltip="Position and form of each class, from CA2-SIS Encode Shape."),
+                StyleType.Input("style", tooltip="Appearance of each class: one style for all shapes, or one per shape."),
             ],
             outputs=[io.Image.Output()],
         )
@@ -206,19 +210,19 @@ class ExemplaryCA2SISSampleStyle(io.ComfyNode):
             node_id="ExemplaryCA2SISSampleStyle",
             display_name="CA2-SIS Sample Style",
             category=CATEGORY,
-            description="A style out of nothing, for the classes that a shape has. Needs weights with a noise network.",
+            description="Sample a random style for every class present in the shape. Needs weights with a noise network.",
             inputs=[
                 CA2SISType.Input("ca2sis", tooltip="From Load CA2-SIS."),
-                ShapeType.Input("shape", tooltip="For whose classes styles are made."),
+                ShapeType.Input("shape", tooltip="The classes present in this shape get a style."),
                 io.Int.Input(
                     "seed",
                     default=0,
                     min=0,
                     max=0xFFFFFFFFFFFFFFFF,
                     control_after_generate=True,
-                    tooltip="Each seed is another style, always the same one.",
+                    tooltip="Seed for the random style.",
                 ),
-                io.Int.Input("count", default=1, min=1, max=64, tooltip="How many styles at once."),
+                io.Int.Input("count", default=1, min=1, max=64, tooltip="Number of styles to sample."),
             ],
             outputs=[StyleType.Output(display_name="style")],
         )
@@ -235,10 +239,10 @@ class ExemplaryCA2SISSaveStyle(io.ComfyNode):
             node_id="ExemplaryCA2SISSaveStyle",
             display_name="CA2-SIS Save Style",
             category=CATEGORY,
-            description="Keep a style as a safetensors file in output/ca2sis_styles. No file is ever overwritten.",
+            description="Save a style as a safetensors file in output/ca2sis_styles. Existing files are never overwritten.",
             inputs=[
-                StyleType.Input("style", tooltip="The style to keep."),
-                io.String.Input("name", default="style", tooltip="How the file's name begins; a number follows."),
+                StyleType.Input("style", tooltip="The style to save."),
+                io.String.Input("name", default="style", tooltip="Beginning of the file name; a number is appended."),
             ],
             outputs=[io.String.Output(display_name="file")],
             is_output_node=True,
@@ -256,7 +260,7 @@ class ExemplaryCA2SISLoadStyle(io.ComfyNode):
             node_id="ExemplaryCA2SISLoadStyle",
             display_name="CA2-SIS Load Style",
             category=CATEGORY,
-            description="A style that was saved before, for the same weights.",
+            description="Load a saved style. It can be used with the weights it was encoded with.",
             inputs=[
                 io.Combo.Input(
                     "file", options=styles_host.files(), tooltip="A file in output/ca2sis_styles or input/ca2sis_styles."

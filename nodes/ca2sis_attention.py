@@ -1,4 +1,4 @@
-"""Class-adaptive attention inside Stable Diffusion, inspired by CA2-SIS (arXiv 2308.16071), and a look at who reads what."""
+"""Class-adaptive attention inside Stable Diffusion, inspired by CA2-SIS (arXiv 2308.16071), and a preview of the attention of each class."""
 
 from __future__ import annotations
 

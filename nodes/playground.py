@@ -19,7 +19,7 @@ class ExemplaryPlaygroundModels(io.ComfyNode):
         return io.Schema(
             node_id="ExemplaryPlaygroundModels",
             display_name="Playground Models",
-            category="exemplary/playground",
+            category="exemplary/Playground",
             description=(
                 "Small models that ship with the pack, for drawn scenes of 128x128 pixels: a base model, text encoder, VAE and image encoder. "
                 "Replace this node by a checkpoint loader to use your own models."
@@ -57,7 +57,7 @@ class ExemplaryPlaygroundScene(io.ComfyNode):
         return io.Schema(
             node_id="ExemplaryPlaygroundScene",
             display_name="Playground Scene",
-            category="exemplary/playground",
+            category="exemplary/Playground",
             description="One drawn scene with everything that is known about it: image, semantic map, boxes with phrases, caption, masks.",
             inputs=[
                 io.Combo.Input("kind", options=list(KINDS), default=KINDS[0], tooltip="What is drawn."),

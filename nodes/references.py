@@ -20,7 +20,7 @@ class ExemplaryRegionalReferences(io.ComfyNode):
         return io.Schema(
             node_id="ExemplaryRegionalReferences",
             display_name="Regional References",
-            category="exemplary/layout",
+            category="exemplary/IFAdapter",
             description=(
                 "Gives each region of the image its own reference image, on models that use reference images: Flux.1 Kontext, Flux.2, "
                 "Qwen-Image-Edit, Krea 2. Needs no weights and no extra model calls."

@@ -1,4 +1,4 @@
-"""The exemplar of a folder that suits a semantic map best."""
+"""Retrieve the exemplar whose semantic map is most similar to a target map from a folder."""
 
 from __future__ import annotations
 
@@ -23,41 +23,42 @@ class ExemplaryRetrieveExemplar(io.ComfyNode):
             node_id="ExemplaryRetrieveExemplar",
             display_name="Retrieve Exemplar",
             category=CATEGORY,
-            description="Look through a folder of pictures with their maps for the one that suits a target map best, and say why. The folder "
-            "is indexed once; later runs read only what changed.",
+            description="Find the image in a folder whose semantic map is most similar to the target map, and explain the ranking. The folder "
+            "is indexed once; later runs read only new and changed files.",
             inputs=[
                 SemanticMapType.Input(
-                    "target", tooltip="The map that needs an exemplar. A batch gets one exemplar that suits all its maps."
+                    "target",
+                    tooltip="Semantic map to find a reference image (exemplar) for. A batch gets one exemplar for all its maps.",
                 ),
                 io.String.Input(
                     "folder",
                     default=host.SHIPPED,
-                    tooltip="A folder below ComfyUI's input directory, or a full path. Pairs are town.jpg with town_map.png, or one name in the "
-                    "subfolders images and maps. 'playground streets' is a small one that ships.",
+                    tooltip="A folder in ComfyUI's input directory, or a full path. Pairs are town.jpg with town_map.png, or the same name in the "
+                    "subfolders images and maps. 'playground streets' is a small folder that is included.",
                 ),
                 io.Combo.Input(
                     "palette",
                     options=[host.AS_TARGET, *PALETTE_NAMES],
                     default=host.AS_TARGET,
-                    tooltip="The colours that the folder's maps were drawn with. Classes are matched to the target's by name.",
+                    tooltip="Palette of the maps in the folder. Their classes are matched to the target's by name.",
                 ),
                 io.Int.Input(
                     "pick",
                     default=1,
                     min=1,
                     max=1000,
-                    tooltip="Which place of the ranking to take; 1 is the best. Take 2 if the folder holds the target's own picture.",
+                    tooltip="Rank of the first pair to output; 1 is the best. Use 2 if the folder contains the target's image.",
                 ),
                 io.Int.Input(
                     "count",
                     default=1,
                     min=1,
                     max=64,
-                    tooltip="How many pairs to take, from pick on. The nodes behind run once for each.",
+                    tooltip="Number of pairs to output, starting at pick. The following nodes run once per pair.",
                 ),
-                _weight("classes_weight", "How much it counts that the exemplar shows enough of every class of the target."),
-                _weight("proportions_weight", "How much it counts that the classes cover as much as in the target."),
-                _weight("layout_weight", "How much it counts that the classes stand in the same places."),
+                _weight("classes_weight", "Weight of showing enough of every class of the target."),
+                _weight("proportions_weight", "Weight of having the classes in the target's proportions."),
+                _weight("layout_weight", "Weight of having the classes at the same positions as in the target."),
                 advanced(
                     io.Float.Input(
                         "tie",
@@ -65,7 +66,7 @@ class ExemplaryRetrieveExemplar(io.ComfyNode):
                         min=0.0,
                         max=1.0,
                         step=0.005,
-                        tooltip="With clip_vision: pairs whose scores differ by no more than this tie, and image features order them.",
+                        tooltip="With clip_vision: pairs whose scores differ by at most this value are ordered by image similarity.",
                     )
                 ),
                 advanced(
@@ -75,41 +76,39 @@ class ExemplaryRetrieveExemplar(io.ComfyNode):
                         min=0.0,
                         max=442.0,
                         step=1.0,
-                        tooltip="How far a pixel of a folder's map may be from its class's colour, as in Semantic Map from Image.",
+                        tooltip="Largest distance of a pixel of a map to the colour of its class, as in Semantic Map from Image.",
                     )
                 ),
                 io.ClipVision.Input(
                     "clip_vision",
                     optional=True,
-                    tooltip="Decides between pairs that tie: by the likeness of their pictures to image, or without one of the drawn maps.",
+                    tooltip="Orders pairs with nearly equal scores by their similarity to image, or by that of the maps if no image is connected.",
                 ),
                 io.Image.Input(
                     "image",
                     optional=True,
-                    tooltip="A picture in the look you want. Needs clip_vision; it decides between pairs that tie.",
+                    tooltip="An image with the appearance you want; orders pairs with nearly equal scores. Needs clip_vision.",
                 ),
             ],
             outputs=[
-                io.Image.Output(display_name="image", is_output_list=True, tooltip="The exemplar's picture."),
+                io.Image.Output(display_name="image", is_output_list=True, tooltip="The retrieved image."),
                 SemanticMapType.Output(
                     display_name="semantic_map",
                     is_output_list=True,
-                    tooltip="The exemplar's map, in the target's palette and the picture's size.",
+                    tooltip="Its semantic map, in the target's palette and the image's size.",
                 ),
                 io.Float.Output(
-                    display_name="score", is_output_list=True, tooltip="How well it suits: 1 is the target's own map."
+                    display_name="score", is_output_list=True, tooltip="Similarity of the maps from 0 to 1; 1 for identical maps."
                 ),
-                io.String.Output(
-                    display_name="report", tooltip="The ranked list with the reasons, and which files were skipped."
-                ),
+                io.String.Output(display_name="report", tooltip="The ranking with its reasons, and the files that were skipped."),
             ],
         )
 
     @classmethod
     def fingerprint_inputs(cls, folder=None, **_) -> str | float:
-        return (
-            float("nan") if folder is None else host.fingerprint(folder)
-        )  # nan: a connected text is known only when the node runs
+        if folder is None:  # a connected text is only known when the node runs; NaN differs from itself, so it always runs
+            return float("nan")
+        return host.fingerprint(folder)
 
     @classmethod
     def execute(

@@ -23,7 +23,7 @@ _KEEP = "keep"
 
 
 def reading_inputs() -> list[io.Input]:
-    """How label numbers are told from label colours; appended to the nodes that read label images."""
+    """How label numbers and label colours are distinguished; appended to the nodes that read label images."""
     return [
         io.Combo.Input(
             "reading",
@@ -158,7 +158,7 @@ class SemanticMapFromMasks(io.ComfyNode):
                     multiline=True,
                     optional=True,
                     tooltip="For a batch of masks that belong to one image: one class name per mask, separated by commas or lines. Empty: every "
-                    "mask of the batch makes a map of its own with class_name.",
+                    "mask of the batch makes a separate map with class_name.",
                 ),
             ],
             outputs=[SemanticMapType.Output(display_name="semantic_map", tooltip="The map with the painted classes.")],
@@ -187,7 +187,7 @@ class SemanticMapRemap(io.ComfyNode):
                     "rules",
                     default="",
                     multiline=True,
-                    tooltip="One rule per line: car, truck -> bus. * stands for every other class: * -> void. A colour declares a new class: "
+                    tooltip="One rule per line: car, truck -> bus. * matches every other class: * -> void. A colour declares a new class: "
                     "car, bus -> vehicle #0000ff. A JSON object of from and to works too.",
                 ),
                 io.Combo.Input(

@@ -1,1 +1,1 @@
-"""Measures of results: instance success, boxes, CLIP score, Frechet distance. The caller chooses the judge."""
+"""Measures of results: instance success, boxes, CLIP score, Frechet distance. The caller chooses the detector."""

@@ -1,4 +1,4 @@
-"""Whether the requested objects are in their boxes: instance success, IoU and average precision from the detections of a judge.
+"""Whether the requested objects are in their boxes: instance success, IoU and average precision from the detections of a model.
 
 Instance success is the measure of the IFG task (IFAdapter, arXiv 2409.08240): an object succeeds if the best detected box has at least 0.5
 IoU with the requested one and its content matches the phrase. Average precision is COCO's (mean over IoU 0.5 to 0.95, 101 recall points),
@@ -20,7 +20,7 @@ OVERLAPS = tuple(0.5 + 0.05 * step for step in range(10))
 
 @dataclass(frozen=True)
 class Detection:
-    """An object that a judge detects for a phrase."""
+    """An object that was detected for a phrase."""
 
     box: Box
     score: float

@@ -1,4 +1,4 @@
-"""Judges for photos: a zero-shot detector, and a vision-language model that answers yes or no; both are `transformers` models.
+"""Detection in photos: a zero-shot detector, and a vision-language model that answers yes or no; both are `transformers` models.
 
 They are loaded from folders on this machine and nothing is downloaded. Any model of the tasks "zero-shot-object-detection" (Grounding
 DINO, OWL-ViT) and "image-text-to-text" works.

@@ -20,7 +20,7 @@ def get_or_project(run: SamplingRun, key: Hashable, block: Any, project: Callabl
     """What `project` returns, computed once per run for this key and this transformer block.
 
     It is computed again at every call while hooks may change the weights, and where gradients are needed, since each step then needs a
-    graph of its own.
+    separate graph.
 
     Args:
         key: everything that the result depends on besides the block: the technique, which tokens, device and number format.

@@ -88,7 +88,7 @@ class AttentionSlot:
         return AttentionSlot(self.occupant, (*kept, technique), self.added, self.is_of_block)
 
     def with_occupant_of_block(self, occupant: Callable) -> AttentionSlot:
-        """The slot with the replacement of its whole block, unless it has an occupant of its own, which the host would prefer too."""
+        """The slot with the replacement of its whole block, unless it is occupied itself: the host would prefer that occupant too."""
         if self.occupant is not None and not self.is_of_block:
             return self
         return AttentionSlot(occupant, self.techniques, self.added, True)

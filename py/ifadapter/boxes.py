@@ -88,7 +88,7 @@ class RawBox:
     """Four numbers as they came.
 
     Args:
-        numbers: in `order` and `unit`; None stands for what the user's box_format says.
+        numbers: in `order` and `unit`; None: as the user's box_format.
         phrase: the description that came with the box, or "".
         size: width and height of the image in pixels, if the boxes bring it.
         image: the index of the image that the box was found in.
@@ -214,7 +214,7 @@ def _check_unit(boxes: list[RawBox], unit: str) -> None:
     if unit == "0-1000" and largest > 1100.0:
         raise ValueError(f"The box {shown} has numbers above 1000. If these are pixels, choose a pixel format.")
     if unit in ("pixels", "0-1000") and largest <= 1.0:
-        raise ValueError(f"The box {shown} has no number above 1. These are fractions of the image; choose a format with 0-1.")
+        raise ValueError(f"The box {shown} has only numbers up to 1. These are fractions of the image; choose a format with 0-1.")
 
 
 def _to_plain(data: Any) -> Any:

@@ -91,7 +91,7 @@ def normalise(images: Tensor, mean: Sequence[float] = MEAN, std: Sequence[float]
 
 
 def scale_token(null: Tensor, token: Tensor, strength: float) -> Tensor:
-    """The exemplar's token [n, 1, c] at a strength: 0 is no exemplar, 1 the token itself, both exactly.
+    """The exemplar's token [n, 1, c] at a strength: 0 removes the exemplar, 1 is the unchanged token, both exactly.
 
     Attention to a single token is linear in it, so this equals scaling the exemplar's effect in each layer.
     """

@@ -1,4 +1,4 @@
-"""The class names of a segmentation model as a palette: one of the data sets' where the classes are the same, else one of their own."""
+"""The class names of a segmentation model as a palette: one of the data sets' where the classes are the same, else a new one."""
 
 from __future__ import annotations
 

@@ -105,7 +105,7 @@ def are_class_numbers(numbers: np.ndarray, palette: Palette) -> bool:
 
 
 def numbers_to_labels(numbers: np.ndarray, palette: Palette, first_class: int = 0) -> np.ndarray:
-    """The labels of class numbers [...] uint8: number - first_class, void for numbers that are no class."""
+    """The labels of class numbers [...] uint8: number - first_class, void for numbers outside of the classes."""
     table = np.full(256, VOID, dtype=np.uint8)
     classes = min(len(palette.names), VOID - first_class)
     table[first_class : first_class + classes] = np.arange(classes, dtype=np.uint8)

@@ -13,7 +13,7 @@ from .palettes import VOID, Colour, Palette
 
 @dataclass(frozen=True, eq=False)
 class SemanticMap:
-    """Which class stands where.
+    """Class labels of every pixel, with the names and colours of the classes.
 
     Args:
         labels: [b, h, w], whole numbers: the position of the class in the palette, or VOID (255) for no class. Kept as uint8 on the CPU

@@ -236,7 +236,7 @@ def _clean(
     """Labels [h, w] of one image in which an edge shows only classes of its two sides.
 
     1. An area is where a 2x2 block has, up to noise, one colour of the palette. Only classes that have an area are in the image;
-       where a block has one colour that is no class's, the area is void. Pixels of areas are settled.
+       where a block has one colour that belongs to none of the classes, the area is void. Pixels of areas are settled.
     2. Every other pixel asks the settled ones around it, twice, so that edges up to a dozen pixels wide are covered.
     3. The rest takes the nearest colour of the classes in the image, if that is within the tolerance.
     """

@@ -25,7 +25,7 @@ SHARED = {"semantic", "imaging", "joint", "weight_files"}
 PAPER = {"torch", "einops", "torchvision"}
 OF_CHECKPOINTS = {"safetensors", "numpy"}
 #: Modules of `py/` that no node needs: the papers' training objectives, which stay beside the paper's other equations.
-WITHOUT_A_NODE = {f"pack.py.{technique}.training" for technique in TECHNIQUES} | {"pack.py.host.projections"}
+WITHOUT_A_NODE = {f"pack.py.{technique}.training" for technique in TECHNIQUES}
 ARROWS = 81  # import arrows between the places of py/host at most: half of what they were when it was one flat folder
 LINES = 500
 

@@ -88,7 +88,7 @@ def _encode(clip: Any, phrase: str) -> PhraseTokens:
 
 
 def read_conditioning(conditioning: Any, phrase: str) -> PhraseTokens:
-    """The texts of a CONDITIONING, without padding where its end can be told, each in its part of the sampling.
+    """The texts of a CONDITIONING, without padding where its end can be detected, each in its part of the sampling.
 
     Raises:
         ValueError: naming the instance, if the CONDITIONING is empty, not text, or has one text per latent.

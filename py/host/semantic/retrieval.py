@@ -208,7 +208,9 @@ def _similarity(
 def _features(clip_vision: Any, image: Tensor) -> Tensor:
     """The direction of the mean embedding of a batch, [d]. Whole images, not their middle squares: a layout reaches the edges."""
     if image.ndim != 4 or not torch.isfinite(image).all():
-        raise ValueError("image: it is no image or holds NaN or infinite values; the node that made it failed. Make it again.")
+        raise ValueError(
+            "Retrieve Exemplar: image contains NaN or infinite values, or is not an IMAGE. Check the node that it comes from."
+        )
     output = clip_vision.encode_image(image[..., :3].float(), crop=False)
     return F.normalize(output["image_embeds"].detach().float().reshape(len(image), -1).mean(dim=0).cpu(), dim=0)
 

@@ -376,7 +376,7 @@ def _task_tokens(folder: Path, config: Any) -> Tensor:
 
 
 def _as_patcher(network: nn.Module) -> Any:
-    """In a plain ModelPatcher: these networks have layers of their own, which the host moves whole."""
+    """In a plain ModelPatcher: the host cannot load the layers of these networks one by one, so it moves them whole."""
     return comfy.model_patcher.ModelPatcher(
         network.eval(),
         load_device=comfy.model_management.get_torch_device(),
