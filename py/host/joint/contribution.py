@@ -82,7 +82,7 @@ class Contribution:
         """
 
     def text_gains(self, run: Any, sigma: float) -> tuple[float, ...] | None:
-        """Factors of the weights of its own r texts at this noise level; None for 1. They cost nothing."""
+        """Factors of the weights of its r texts at this noise level; None for 1. They cost nothing."""
 
     def separation(self, run: Any, part: Rows) -> tuple[Tensor, Tensor] | None:
         """(owner [f, h, w], between [k, k]): see `joint.bias.Separation`."""
