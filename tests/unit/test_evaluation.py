@@ -122,7 +122,7 @@ def test_missing_models_are_named(tmp_path):
     with pytest.raises(ValueError, match="detector's folder 'gone' does not exist"):
         from_folders("gone")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match="holds no zero-shot-object-detection model"):
+    with pytest.raises(ValueError, match="contains no zero-shot-object-detection model"):
         from_folders(str(tmp_path / "empty"))
     with pytest.raises(ValueError, match="CLIP model's folder 'gone'"):
         clip_embedders("gone")

@@ -60,7 +60,7 @@ def test_a_folder_of_results_is_measured(tmp_path):
     row = cocoee.measure(results, bench, embed, tmp_path / "real")
     assert row["pictures"] == 3 and row["CLIP score"] == pytest.approx(100, abs=1e-3)
     assert row["CLIP-FID"] > 0 and 0 <= row["QS"] <= 100
-    with pytest.raises(ValueError, match="There is no picture"):
+    with pytest.raises(ValueError, match="contains no images"):
         cocoee.measure(tmp_path, bench, embed)
     write(results / "000000000009.png", (0, 0, 0))
     with pytest.raises(ValueError, match=r"000000000009_mask\.png is missing"):

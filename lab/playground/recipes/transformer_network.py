@@ -73,7 +73,7 @@ def predict(
         rotary: `rotary_table`. bias: [b, 1, l, l] added to the logits, or None.
         kept: indices of the tokens that pass every layer; None for all.
     """
-    from comfy.ldm.modules.diffusionmodules.mmdit import timestep_embedding
+    from comfy.ldm.modules.diffusionmodules.util import timestep_embedding
 
     b, _, h, w = latent.shape
     t = text.shape[1]
