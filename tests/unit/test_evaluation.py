@@ -126,5 +126,5 @@ def test_missing_models_are_named(tmp_path):
         from_folders(str(tmp_path / "empty"))
     with pytest.raises(ValueError, match="CLIP model's folder 'gone'"):
         clip_embedders("gone")
-    with pytest.raises(ValueError, match="holds no CLIP model"):
+    with pytest.raises(ValueError, match="contains no CLIP model"):
         clip_embedders(str(tmp_path / "empty"))
