@@ -85,7 +85,7 @@ def load_label_file(
     except Exception as error:  # Pillow raises nearly anything for a damaged file
         raise ValueError(f"{path.name}: not a readable image ({_reason(error, path)}). Save the file again.") from None
     if about is not None and upright.mode in ("P", "L"):
-        return Reading(SemanticMap(torch.from_numpy(np.array(upright))[None], _palette_of(about, path)))
+        return Reading(SemanticMap(torch.from_numpy(np.array(upright))[None], parse_palette_text(about, path)))
     if upright.mode == "P" and reading != "colours" and palette_name != AUTOMATIC_NAME:
         indices = np.array(upright)
         as_numbers = torch.from_numpy(indices.astype(np.float32) / 255.0)[None, ..., None]
@@ -119,7 +119,8 @@ def _as_tensor(image: Image.Image) -> torch.Tensor:
     return torch.from_numpy(image_to_rgba(image).astype(np.float32) / 255.0)[None]
 
 
-def _palette_of(text: str, path: Path) -> Palette:
+def parse_palette_text(text: str, path: Path) -> Palette:
+    """The palette that `save_label_png` wrote into a file's CHUNK. Raises ValueError if it is damaged; names the file."""
     try:
         about = json.loads(text)
         if about["format"] != _FORMAT:

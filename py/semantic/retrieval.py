@@ -1,15 +1,15 @@
-"""Which exemplar suits a semantic map: every candidate's map is compared with the target's, and the reasons are kept.
+"""Rank exemplars for a semantic map: every candidate's map is compared with the target's.
 
-The abstract of AM-Adapter (arXiv 2412.03150) names an automated exemplar retrieval, and its measure is not published. This one is our own
+The abstract of AM-Adapter (arXiv 2412.03150) names an automated exemplar retrieval, and its measure is not published. This one is Exemplary's
 (specs/am_adapter.md, section 3), from shares of classes and from label maps of 32 x 32 cells. With t(c) and p(c) the shares of class c in
 target and candidate, void not counted, and T the classes of the target:
 
-    classes     = mean over T of min(1, p(c) / t(c))                   has the exemplar something to show of every class?
+    classes     = mean over T of min(1, p(c) / t(c))                   does the exemplar show enough of every class?
     proportions = sum over c of min(t, p) / sum over c of max(t, p)    are the classes mixed as in the target?
     layout      = mean over T of |t = c and p = c| / |t = c or p = c|  do the classes cover the same pixels?
-    score       = their weighted mean; a map compared with itself has 1
+    score       = their weighted mean; a map compared with itself scores 1
 
-Places that are void in the target ask for nothing, so they do not count in `layout`.
+Pixels that are void in the target are ignored in `layout`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from .semantic_map import SemanticMap, look_up
 #: A map is seen as SAMPLES x SAMPLES points, for the shares, and as GRID x GRID cells, each with the label of most of its points.
 SAMPLES = 128
 GRID = 32
-VOID_TARGET = "target: the map is void everywhere, so there is no class to look for; paint or load a map with classes."
+VOID_TARGET = "target: the map is void everywhere, so there is no class to compare. Paint or load a map with classes."
 _ROWS = 1024  # candidates at a time: 1 MB of cells stays in the processor's cache
 #: Candidates that compete in one tie at most: comparing images is slow.
 _MOST_TIED = 32
@@ -37,7 +37,7 @@ _MOST_TIED = 32
 
 @dataclass(frozen=True, eq=False)
 class Summaries:
-    """What retrieval knows of n maps of one palette: `counts` [n, k] uint16, points of every class; `cells` [n, GRID * GRID] uint8, labels."""
+    """Summaries of n maps of one palette: `counts` [n, k] uint16, points of every class; `cells` [n, GRID * GRID] uint8, labels."""
 
     counts: np.ndarray
     cells: np.ndarray
@@ -80,7 +80,7 @@ def summarise(maps: Sequence[SemanticMap]) -> Summaries:
         ValueError: no map.
     """
     if not maps:
-        raise ValueError("candidates: there is none; give at least one semantic map.")
+        raise ValueError("candidates: the list is empty. Give at least one semantic map.")
     palette = maps[0].palette
     parts = [summarise_labels(nearest(each.labels.numpy(), SAMPLES, SAMPLES), each.palette).in_palette(palette) for each in maps]
     return Summaries(np.concatenate([part.counts for part in parts]), np.concatenate([part.cells for part in parts]), palette)
@@ -88,10 +88,10 @@ def summarise(maps: Sequence[SemanticMap]) -> Summaries:
 
 @dataclass(frozen=True)
 class Weights:
-    """How much each measure counts; only their ratios matter.
+    """Weights of the measures; only their ratios matter.
 
     Raises:
-        ValueError: a negative one, or nothing but zeros.
+        ValueError: a negative, infinite or NaN weight, or only zeros.
     """
 
     classes: float = 1.0
@@ -101,7 +101,7 @@ class Weights:
     def __post_init__(self) -> None:
         values = (self.classes, self.proportions, self.layout)
         if not all(0.0 <= value < math.inf for value in values) or not any(values):
-            raise ValueError(f"weights: {values}; give numbers from 0 on, and at least one above 0.")
+            raise ValueError(f"weights: {values}. Give numbers of at least 0, at least one of them above 0.")
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,7 @@ class Ranking:
     def best_first(self, similarity: Callable[[int], float] | None = None, margin: float = 0.0) -> Iterator[int]:
         """The candidates, best first; those whose scores lie within `margin` of the best of them tie, and `similarity` orders them.
 
-        It is asked only for ties, and only once they are reached; at most 32 candidates share in one tie.
+        It is called only for ties, and only once they are reached; a tie has at most 32 candidates.
         """
         start = 0
         while start < len(self.order):
@@ -155,8 +155,8 @@ class Ranking:
                     end += 1
             tied = self.order[start:end].tolist()
             if similarity is not None and len(tied) > 1:
-                likeness = {candidate: similarity(candidate) for candidate in tied}
-                tied.sort(key=lambda candidate: -likeness[candidate])
+                similarities = {candidate: similarity(candidate) for candidate in tied}
+                tied.sort(key=lambda candidate: -similarities[candidate])
             yield from tied
             start = end
 
@@ -165,7 +165,7 @@ def rank(target: SemanticMap, candidates: Summaries | Sequence[SemanticMap], wei
     """Every candidate's score for the target, and their order.
 
     Args:
-        target: a batch asks for one exemplar that suits all its maps: the measures are means over those that show a class.
+        target: for a batch, one exemplar is ranked for all its maps: the measures are means over the maps that show a class.
         candidates: maps, or their summaries. Classes are matched by name where the palettes differ.
 
     Raises:
@@ -174,14 +174,12 @@ def rank(target: SemanticMap, candidates: Summaries | Sequence[SemanticMap], wei
     if not isinstance(candidates, Summaries):
         candidates = summarise(candidates)
     if len(candidates) == 0:
-        raise ValueError("candidates: there is none; give at least one semantic map.")
+        raise ValueError("candidates: the list is empty. Give at least one semantic map.")
     candidates = candidates.in_palette(target.palette)
     targets = summarise([target])
     asking = np.flatnonzero(targets.counts.any(axis=1))
     if len(asking) == 0:
-        raise ValueError(
-            "target: the map is void everywhere, so there is no class to look for; paint or load a map with classes."
-        )
+        raise ValueError(VOID_TARGET)
     measures = np.zeros((len(candidates), 3))
     for row in asking:
         measures += _measures(targets.counts[row], targets.cells[row], candidates)
@@ -203,7 +201,7 @@ def _measures(counts: np.ndarray, cells: np.ndarray, candidates: Summaries) -> n
     """[n, 3] for a target's counts [k] and cells [GRID * GRID]."""
     labels = np.flatnonzero(counts)
     share = counts[labels] / counts.sum()
-    places = [(label, cells == label) for label in np.unique(cells[cells != VOID])]
+    regions = [(label, cells == label) for label in np.unique(cells[cells != VOID])]
     asked = cells != VOID
     result = np.empty((len(candidates), 3))
     for start in range(0, len(candidates), _ROWS):
@@ -215,11 +213,11 @@ def _measures(counts: np.ndarray, cells: np.ndarray, candidates: Summaries) -> n
         common = np.minimum(other, share).sum(axis=1)
         result[rows, 1] = common / (2.0 - common)  # both sum to 1, so the maxima sum to 2 - common; a void candidate has 0
         agreement = np.zeros(len(seen))
-        for label, place in places:
+        for label, region in regions:
             same = seen == label
-            both = _true(same & place)
-            agreement += both / (place.sum() + _true(same & asked) - both)
-        result[rows, 2] = agreement / len(places) if places else 1.0
+            both = _true(same & region)
+            agreement += both / (region.sum() + _true(same & asked) - both)
+        result[rows, 2] = agreement / len(regions) if regions else 1.0
     return result
 
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 from pack.py.semantic import exemplar_index
 from pack.py.semantic.exemplar_index import file_name, update
-from pack.py.semantic.pairs import find_pairs, nearest, read_picture
+from pack.py.semantic.label_files import save_label_png
+from pack.py.semantic.pairs import find_pairs, nearest, read_image, read_map
 from pack.py.semantic.palettes import VOID, named_palette
 from pack.py.semantic.retrieval import GRID, SAMPLES, Summaries, Weights, rank, summarise
 from pack.py.semantic.semantic_map import SemanticMap
@@ -192,13 +193,13 @@ def test_pairs_side_by_side_and_in_sub_folders(tmp_path):
     assert (
         found.maps == ("b_map.png", "deep/a_map.png")
         and found.images == ("b.jpg", "deep/a.jpg")
-        and found.alone == ("alone.png",)
+        and found.unpaired == ("alone.png",)
     )
     for name in ("images/x/1.jpg", "maps/x/1.png", "maps/x/1.jpg", "maps/2.png", "outside.png"):
         (split / name).parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (4, 4)).save(split / name)
     found = find_pairs(split)
-    assert found.images == ("images/x/1.jpg",) and found.maps == ("maps/x/1.png",) and found.alone == ("maps/2.png",)
+    assert found.images == ("images/x/1.jpg",) and found.maps == ("maps/x/1.png",) and found.unpaired == ("maps/2.png",)
 
 
 def test_folders_that_link_to_themselves_end(tmp_path):
@@ -247,7 +248,7 @@ def test_a_picture_is_turned_as_its_camera_says(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.new("RGB", (8, 4)).save(tmp_path / "a.jpg", exif=exif)
-    assert read_picture(tmp_path / "a.jpg").shape == (1, 8, 4, 3)
+    assert read_image(tmp_path / "a.jpg").shape == (1, 8, 4, 3)
 
 
 # Index
@@ -352,3 +353,103 @@ def test_where_writing_is_refused_the_next_place_serves(streets, tmp_path):
     assert update(find_pairs(streets), CITY, 32.0, places).file == places[1]
     assert update(find_pairs(streets), CITY, 32.0, places).read == 0
     assert update(find_pairs(streets), CITY, 32.0, places[:1]).file is None
+
+
+# What people and disks bring
+
+
+def test_one_bad_entry_is_skipped_and_named(streets, monkeypatch):
+    (streets / "me").symlink_to(streets / "me")
+    (streets / "loop.png").symlink_to(streets / "loop.png")
+    os.mkfifo(streets / "pipe.png")
+    os.mkfifo(streets / "pipe_map.png")
+    (streets / "closed").mkdir()
+    scan = os.scandir
+
+    def refuse(path):  # permissions do not bind root
+        if str(path).endswith("closed"):
+            raise PermissionError(13, "Permission denied", path)
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    found = find_pairs(streets)
+    assert len(found) == 5
+    assert [each.split(": ")[0] for each in found.skipped] == ["closed/", "loop.png", "me", "pipe.png", "pipe_map.png"]
+    assert "Permission denied" in found.skipped[0] and "not a regular file" in found.skipped[3]
+
+
+def test_a_folder_that_is_not_one_of_exemplars_ends_the_scan(streets, monkeypatch):
+    monkeypatch.setattr("pack.py.semantic.pairs.MOST_OTHERS", 20)
+    assert len(find_pairs(streets)) == 5
+    for number in range(21):
+        (streets / f"{number}.txt").write_text("")
+    with pytest.raises(ValueError, match=r"folder: .*streets.*more than .* 20 other files"):
+        find_pairs(streets)
+
+
+def test_accents_match_however_they_are_stored(tmp_path):
+    write_pair(tmp_path, "a", random_map(1))
+    (tmp_path / "a.jpg").rename(tmp_path / "caf\u00e9.jpg")
+    (tmp_path / "a_map.png").rename(tmp_path / "cafe\u0301_map.png")
+    found = find_pairs(tmp_path)
+    assert found.images == ("caf\u00e9.jpg",) and found.maps == ("cafe\u0301_map.png",)
+    assert read_image(tmp_path / found.images[0]).ndim == 4
+
+
+@pytest.mark.parametrize("kind", ["grey", "16 bit", "palette indices", "saved by the pack"])
+def test_maps_of_class_numbers_have_the_classes_of_coloured_ones(tmp_path, kind):
+    semantic_map = random_map(3)
+    labels = semantic_map.labels[0].numpy()
+    write_pair(tmp_path, "a", semantic_map)
+    expected = updated(tmp_path).index.summaries
+    path = tmp_path / "a_map.png"
+    if kind == "grey":
+        Image.fromarray(labels).save(path)
+    elif kind == "16 bit":
+        Image.fromarray(labels.astype(np.uint16)).save(path)
+    elif kind == "palette indices":
+        image = Image.fromarray(labels)
+        image.putpalette([value for number in range(256) for value in (number, 255 - number, 77)])
+        image.save(path)
+    else:
+        save_label_png(path, semantic_map.labels[0], CITY)
+    touch_later(path)
+    found = updated(tmp_path)
+    assert found.read == 1
+    np.testing.assert_array_equal(found.index.summaries.counts, expected.counts)
+    np.testing.assert_array_equal(read_map(path, CITY).labels, labels)
+
+
+def test_a_map_is_turned_as_its_exif_data_say(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (8, 4), CITY.colours[0]).save(tmp_path / "a.png", exif=exif)
+    assert read_map(tmp_path / "a.png", CITY).colours.shape == (8, 4, 4)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_no_flipped_bit_of_an_index_changes_or_stops_anything(streets, seed):
+    whole = updated(streets)
+    good = whole.file.read_bytes()
+    rng = random.Random(seed)
+    for position in [rng.randrange(len(good)) for _ in range(3)] + [rng.randrange(130)]:
+        data = bytearray(good)
+        data[position] ^= 1 << rng.randrange(8)
+        whole.file.write_bytes(data)
+        again = updated(streets)
+        np.testing.assert_array_equal(again.index.summaries.counts, whole.index.summaries.counts)
+        np.testing.assert_array_equal(again.index.summaries.cells, whole.index.summaries.cells)
+        assert again.index.names == whole.index.names
+
+
+def test_an_index_whose_names_are_not_texts_is_rebuilt(streets, monkeypatch):
+    whole = updated(streets)
+    monkeypatch.setattr(exemplar_index, "_digest", lambda *_: "same")
+    dumps = exemplar_index.json.dumps
+    monkeypatch.setattr(
+        exemplar_index.json, "dumps", lambda value: dumps({**value, "names": [[name] for name in value["names"]]})
+    )
+    exemplar_index._save(whole.index, [whole.file])
+    monkeypatch.setattr(exemplar_index.json, "dumps", dumps)
+    assert exemplar_index._load(whole.file, CITY) is None
+    assert updated(streets).read == 5
