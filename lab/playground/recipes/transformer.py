@@ -7,6 +7,8 @@ every reference from everywhere, as edit models are trained; in the other half a
 Regional References applies it. A tenth of the captions and of the references is left out.
 
 Until the learning rate falls, half of the image tokens skip all layers but the first and the last (`transformer_network`).
+
+The shipped weights saw all kinds of scenes, portraits and streets too, in their first 1,600 steps, and only objects from then on.
 """
 
 from __future__ import annotations
