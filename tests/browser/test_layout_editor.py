@@ -6,7 +6,7 @@ import json
 import random
 
 import pytest
-from pack.py.host.ifadapter.preview import _colour as preview_colour
+from pack.py.host.preview import distinct_colour as preview_colour
 from pack.py.ifadapter.layouts import from_json
 from pack.tests.browser.editors import Editor, opened
 

@@ -290,7 +290,7 @@ def test_pictures_and_maps_that_do_not_fit_are_refused(sd15):
         exemplar(sd15, torch.rand(1, 1, 1, 3), tiny.street_map(1, 1))
     with pytest.raises(ValueError, match="exemplar contains NaN or infinite values"):
         exemplar(sd15, torch.full((1, 64, 64, 3), float("nan")))
-    with pytest.raises(ValueError, match="exemplar holds 2 pictures, exemplar_map 3"):
+    with pytest.raises(ValueError, match="exemplar holds 2 images, exemplar_map 3"):
         exemplar(sd15, tiny.picture(batch=2), tiny.street_map(96, 128, batch=3))
     with pytest.raises(ValueError, match="they share no class"):
         exemplar(

@@ -207,7 +207,7 @@ def test_what_cannot_work_stops_at_the_node(sd15, sdxl):
             adaptive(sd15, **more)
     with pytest.raises(ValueError, match="there is no Class Conditioning"):
         host.apply(sd15, halves(), host.ClassPrompts())
-    with pytest.raises(ValueError, match=r"classes: 'skyy' is no class .* Did you mean 'sky'"):
+    with pytest.raises(ValueError, match=r"classes: 'skyy' is not a class .* Did you mean 'sky'"):
         adaptive(sd15, "skyy")
     with pytest.raises(ValueError, match=r"conditioning of 'sky' has width 2048, .* reads width 64"):
         host.apply(sd15, halves(), prompts(sdxl, "sky"))

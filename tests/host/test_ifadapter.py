@@ -121,8 +121,10 @@ def test_an_area_sees_its_part_of_the_layout(sd15):
 
 def test_a_tiled_call_of_unknown_place_is_left_alone(sd15, caplog):
     def tiles(apply_model, args):
-        x = args["input"]
-        return torch.cat([apply_model(part, args["timestep"], **args["c"]) for part in x.chunk(2, dim=-1)], dim=-1)
+        x = args["input"]  # turned upside down, so that the tiles are nowhere in the latent
+        return torch.cat(
+            [apply_model(part.flip(-2), args["timestep"], **args["c"]).flip(-2) for part in x.chunk(2, dim=-1)], dim=-1
+        )
 
     tiled = sd15.clone()
     tiled.set_model_unet_function_wrapper(tiles)

@@ -185,7 +185,7 @@ def test_the_region_score_is_full_for_the_exemplar_itself():
     high, report = run(vision, image[:1], mask, exemplar[:, ::2, ::2]).args
     both, _ = run(vision, image, mask, exemplar[:, ::2, ::2]).args
     assert high > 99 and both < high and "image 1" in report
-    with pytest.raises(ValueError, match="mask has 3 pictures, but image has 2"):
+    with pytest.raises(ValueError, match="mask has 3 images, but image has 2"):
         run(vision, image, torch.cat([mask] * 3), exemplar)
-    with pytest.raises(ValueError, match="the mask is empty"):
+    with pytest.raises(ValueError, match="mask is 0 everywhere"):
         run(vision, image, torch.zeros(1, 8, 8), exemplar)

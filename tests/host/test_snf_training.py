@@ -176,7 +176,7 @@ def test_each_persons_token_mask_and_portrait_belong_together(data, monkeypatch)
         number[0] += 1
         return torch.full((4, 4, 3), number[0] / 20)
 
-    monkeypatch.setattr(subjects, "outline", flat)
+    monkeypatch.setattr(subjects, "crop_to_mask", flat)
     entries = persons_data.read_persons(str(data))
     snf_training.subject_step(nets, chosen, entries)(0, torch.Generator().manual_seed(0))
     _, _, context, positions, masks, used = given[:6]
