@@ -10,10 +10,12 @@ from ..py.ca2sis.labels import BY_NAME, ORDERS
 from ..py.host import folders
 from ..py.host.ca2sis import codes as host
 from ..py.host.ca2sis import styles as styles_host
+from ..py.host.inputs import check_choice
 from .types import CA2SISType, SemanticMapType, ShapeType, StyleType
 from .widgets import advanced
 
 CATEGORY = "exemplary/CA2-SIS"
+IF_ABSENT = ("keep base", "use anyway")
 
 
 def _fraction(name: str, default: float, tooltip: str, most: float = 1.0) -> io.Float.Input:
@@ -138,8 +140,8 @@ class ExemplaryCA2SISMixStyles(io.ComfyNode):
                 _fraction("strength", 1.0, "0 is the base's appearance, 1 the donor's; values between them mix both."),
                 io.Combo.Input(
                     "if_absent",
-                    options=["keep base", "use anyway"],
-                    default="keep base",
+                    options=list(IF_ABSENT),
+                    default=IF_ABSENT[0],
                     tooltip="For classes that are not in the donor's image: keep the base's code, or use the code "
                     "that the weights give an absent class.",
                 ),
@@ -149,7 +151,7 @@ class ExemplaryCA2SISMixStyles(io.ComfyNode):
 
     @classmethod
     def execute(cls, base, donor, classes, group, strength, if_absent) -> io.NodeOutput:
-        kept = "keep" if if_absent == "keep base" else "use"
+        kept = "keep" if check_choice(if_absent, host.MIX, "if_absent", IF_ABSENT) == IF_ABSENT[0] else "use"
         return io.NodeOutput(host.mix_styles(base, donor, classes, group, strength, kept))
 
 

@@ -34,7 +34,7 @@ def files(folder: str) -> list[str]:
 
 def path(folder: str, file: str, node: str, link: str) -> str:
     """The full path of a chosen file. Raises ValueError saying which file belongs where and where it is from."""
-    found = folder_paths.get_full_path(folder, file) if file else None
+    found = folder_paths.get_full_path(folder, file) if file and isinstance(file, str) else None
     if found is None:
         places = " or ".join(folder_paths.get_folder_paths(folder))
         raise ValueError(f"{node}: {file!r} is not in {places}. Download it from {link}, put it there and press R to refresh.")

@@ -11,7 +11,8 @@ from pack.py.ca2sis import checkpoint, codes
 from pack.py.ca2sis.labels import ORDERS, remap_table
 from pack.py.ca2sis.model import Config, Generator
 from pack.py.host.ca2sis import codes as host
-from pack.py.semantic.palettes import named_palette
+from pack.py.semantic.palettes import AUTOMATIC_NAME, named_palette
+from pack.py.semantic.reading import read_labels
 from pack.py.semantic.semantic_map import SemanticMap
 
 CELEBA = named_palette("CelebAMask-HQ")
@@ -168,7 +169,7 @@ def test_what_cannot_work_is_said(folder, celeba):
         (lambda: host.load("broken.safetensors"), "cannot be read as weights"),
         (lambda: host.encode_shape(celeba, wide), "the map is 96x40, but these weights draw 64x64"),
         (lambda: host.encode_style(celeba, image[:, :40], semantic_map), "the image is 96x40"),
-        (lambda: host.encode_style(celeba, image * torch.nan, semantic_map), "image holds NaN"),
+        (lambda: host.encode_style(celeba, image * torch.nan, semantic_map), "image contains NaN"),
         (lambda: host.encode_style(celeba, image.repeat(3, 1, 1, 1), face(b=2)[1]), "3 images and 2 maps"),
         (lambda: host.encode_shape(celeba, ade), "these weights .* do not know.*for ADE20K none were published"),
         (lambda: host.encode_shape(celeba, void), "void everywhere"),
@@ -203,8 +204,58 @@ def test_saved_styles_come_back_and_nothing_is_overwritten(celeba, tmp_path, mon
     assert first != second
     (back,) = nodes.ExemplaryCA2SISLoadStyle.execute(second).args
     assert torch.equal(back.codes, style.codes) and torch.equal(back.present, style.present) and back.labels == style.labels
-    for name, says in (("", "name is empty"), ("../../out", "below the output folder")):
+    for name, says in (("", "name is empty"), ("../../out", "cannot be saved in output/ca2sis_styles")):
         with pytest.raises(ValueError, match=says):
             nodes.ExemplaryCA2SISSaveStyle.execute(style, name)
     with pytest.raises(ValueError, match="no saved style"):
         nodes.ExemplaryCA2SISLoadStyle.execute("../secret.safetensors")
+
+
+def test_numbers_that_are_ranks_by_area_are_not_a_parsers(celeba):
+    drawn = torch.zeros(1, 96, 96, 3)
+    drawn[:, :, :30] = torch.tensor([0.0, 0.5, 1.0])
+    ranks = read_labels(drawn, AUTOMATIC_NAME).semantic_map
+    for encode in (
+        lambda: nodes.ExemplaryCA2SISEncodeShape.execute(celeba, ranks, "BiSeNet face parsing"),
+        lambda: nodes.ExemplaryCA2SISEncodeStyle.execute(celeba, drawn, ranks, "CelebAMask-HQ"),
+    ):
+        with pytest.raises(ValueError, match=r"label_order is .*ranks by area.*'class numbers'"):
+            encode()
+    numbers = torch.full((1, 96, 96, 1), 17 / 255)  # hair of BiSeNet
+    numbers[:, :, :48] = 1 / 255
+    parsed = read_labels(numbers, "CelebAMask-HQ", reading="class numbers").semantic_map
+    (shape,) = nodes.ExemplaryCA2SISEncodeShape.execute(celeba, parsed, "BiSeNet face parsing").args
+    assert shape.codes.present[0].nonzero().flatten().tolist() == [SKIN, HAIR]
+
+
+def test_values_that_the_menus_do_not_offer_are_named(folder, celeba):
+    image, semantic_map = face()
+    style, shape = host.encode_style(celeba, image, semantic_map), host.encode_shape(celeba, semantic_map)
+    for call, message in (
+        (lambda: nodes.ExemplaryCA2SISMixStyles.execute(style, style, "hair", "none", 1.0, "nope"), "if_absent is 'nope'"),
+        (lambda: nodes.ExemplaryCA2SISMixStyles.execute(style, style, "hair", "nope", 1.0, "keep base"), "group is 'nope'"),
+        (lambda: nodes.ExemplaryCA2SISMixStyles.execute(style, style, 3, "none", 1.0, "keep base"), "classes is 3"),
+        (lambda: nodes.ExemplaryCA2SISEditShape.execute(shape, "hair", "none", "nope", 1.0, shape), "'nope'"),
+        (lambda: nodes.ExemplaryCA2SISSampleStyle.execute(celeba, shape, 2**64, 1), "seed is 18446744073709551616"),
+        (lambda: nodes.ExemplaryCA2SISSampleStyle.execute(celeba, shape, 0, 0), "count is 0"),
+        (lambda: nodes.ExemplaryLoadCA2SIS.execute("celeba.safetensors", "nope"), "final_activation is 'nope'"),
+        (lambda: nodes.ExemplaryLoadCA2SIS.execute(7, "auto"), "Load CA2-SIS: 7 is not in"),
+        (lambda: host.encode_style(celeba, image[..., :2], semantic_map), r"image is a tensor of shape \[1, 96, 96, 2\]"),
+        (lambda: host.encode_style(celeba, image[:0], semantic_map), "image is empty"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            call()
+    assert len(nodes.ExemplaryCA2SISSampleStyle.execute(celeba, shape, 2**64 - 1, 2).args[0]) == 2
+
+
+def test_styles_of_windows_workflows_and_names_that_leave_the_folder(celeba, tmp_path, monkeypatch):
+    monkeypatch.setattr(folder_paths, "output_directory", str(tmp_path))
+    style = host.encode_style(celeba, *face())
+    (file,) = nodes.ExemplaryCA2SISSaveStyle.execute(style, "faces/red").args
+    assert file == "ca2sis_styles/faces/red_00001_.safetensors"
+    (back,) = nodes.ExemplaryCA2SISLoadStyle.execute(file.replace("/", "\\")).args
+    assert torch.equal(back.codes, style.codes)
+    for name in ("..", ".", "../a", "a\0b", "n" * 400):
+        with pytest.raises(ValueError, match="cannot be saved in output/ca2sis_styles"):
+            nodes.ExemplaryCA2SISSaveStyle.execute(style, name)
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["red_00001_.safetensors"]

@@ -1,4 +1,4 @@
-"""CA2-SIS's room: its weights in a host ModelPatcher, images and maps of any size as codes, codes as images."""
+"""CA2-SIS on nodes: loads its weights into a host ModelPatcher, encodes images and maps of any size, generates images from codes."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from ...ca2sis.codes import GROUPS, VOID, Shape, ShapeMode, Style
 from ...ca2sis.labels import BY_NAME, ORDERS, remap_table
 from ...ca2sis.model import Config, Generator
 from ...semantic.masks import present_names
-from ...semantic.palettes import Palette, named_palette
+from ...semantic.palettes import AUTOMATIC_NAME, Palette, named_palette
 from ...semantic.remap import match_name
 from ...semantic.semantic_map import SemanticMap
 from .. import folders, networks, notices
-from ..inputs import check_choice, check_number
+from ..inputs import check_choice, check_image, check_integer, check_number, check_text
 
 FOLDER = "ca2sis"
 LINK = "https://github.com/TFonta/CA2SIS (latest_net_G.pth; for research use only)"
@@ -64,11 +64,12 @@ class EncodedShape:
 
 
 def load(file: str, final_activation: checkpoint.FinalActivation = "auto") -> LoadedCA2SIS:
-    """A file of models/ca2sis. What it is, its weights say.
+    """Load a file of models/ca2sis; the architecture is detected from the weights.
 
     Raises:
         ValueError: no such file, or no complete generator; names what is wrong and what to do.
     """
+    check_choice(final_activation, LOAD, "final_activation", checkpoint.FINAL_ACTIVATIONS)
     path = folders.path(FOLDER, file, LOAD, LINK)
     found = checkpoint.load(path, final_activation)
     labels = found.labels
@@ -97,16 +98,13 @@ def encode_style(loaded: LoadedCA2SIS, image: Tensor, semantic_map: SemanticMap,
     Raises:
         ValueError: image and map of different proportions, batches that do not fit, NaN in the image, unknown classes.
     """
-    if not bool(torch.isfinite(image).all()):
-        raise ValueError(f"{STYLE}: image holds NaN or infinite values; the node that made it failed. Make the image again.")
+    image = check_image(image, STYLE)
     own = loaded.config.image_size
     _check_proportions((image.shape[1], image.shape[2]), own, "the image", STYLE)
     mask = masks_of(loaded, semantic_map, order, STYLE)
     if len(image) != len(mask) and 1 not in (len(image), len(mask)):
         raise ValueError(f"{STYLE}: {len(image)} images and {len(mask)} maps: give the same number, or 1 for all.")
-    pixels = image[..., :3].movedim(-1, 1)
-    pixels = pixels.expand(-1, 3, -1, -1)  # a grey image has one channel
-    pixels = F.interpolate(pixels.float(), own, mode="bicubic", antialias=True).clamp(0, 1) * 2 - 1
+    pixels = F.interpolate(image.movedim(-1, 1), own, mode="bicubic", antialias=True).clamp(0, 1) * 2 - 1
     with torch.no_grad():
         found = loaded.ready().encode_style(loaded.here(pixels), loaded.here(mask)).cpu()
     return Style(found, codes.present_classes(mask).expand(len(found), -1), loaded.labels)
@@ -166,18 +164,22 @@ def generate(loaded: LoadedCA2SIS, shape: EncodedShape, style: Style) -> Tensor:
         ValueError: codes of other weights.
     """
     _check_same(loaded, shape.codes.labels, style.labels)
+    if len(shape.codes) != len(style) and 1 not in (len(shape.codes), len(style)):
+        raise ValueError(f"{DRAW}: {len(shape.codes)} shapes and {len(style)} styles: give the same number, or 1 for all.")
     with torch.no_grad():
         drawn = loaded.ready().decode(loaded.here(shape.codes.codes), loaded.here(style.codes))
     return ((drawn.float().cpu() + 1) / 2).clamp(0, 1).movedim(1, -1)
 
 
 def sample_style(loaded: LoadedCA2SIS, shape: EncodedShape, seed: int, count: int) -> Style:
-    """Styles without an image, for the classes that a shape has.
+    """Random styles for the classes that a shape has.
 
     Raises:
         ValueError: weights without a noise network, a shape of other weights.
     """
     _check_same(loaded, shape.codes.labels, loaded.labels)
+    seed = check_integer(seed, SAMPLE, "seed", 0, 2**64 - 1)  # what torch's generators take
+    count = check_integer(count, SAMPLE, "count", 1, 64)
     present = shape.codes.present if len(shape.codes) == count else shape.codes.present[:1].expand(count, -1)
     noise = torch.randn(count, max(1, loaded.config.noise_dim), generator=torch.Generator().manual_seed(seed))
     with torch.no_grad():
@@ -205,6 +207,12 @@ def _table(loaded: LoadedCA2SIS, semantic_map: SemanticMap, order: str, node: st
     order = check_choice(order, node, "label_order", (BY_NAME, *ORDERS))
     table = [VOID] * 256
     if order != BY_NAME:
+        if source.name == AUTOMATIC_NAME:
+            raise ValueError(
+                f"{node}: label_order is {order!r}, but the map's palette is {AUTOMATIC_NAME!r}, whose numbers are ranks by area and not those "
+                "of a face parser. Load the parser's map with the palette 'CelebAMask-HQ' and reading 'class numbers', or set label_order to "
+                f"{BY_NAME!r}."
+            )
         names = ORDERS[order]
         for label, found in enumerate(remap_table(names, loaded.labels)):
             table[label] = found
@@ -253,7 +261,8 @@ def _check_same(loaded: LoadedCA2SIS, *labels: Sequence[str]) -> None:
 
 
 def _chosen(classes: str, group: str, labels: tuple[str, ...], node: str) -> tuple[int, ...]:
-    names = [part for part in classes.replace("\n", ",").split(",") if part.strip()]
+    group = check_choice(group, node, "group", (NO_GROUP, *GROUPS))
+    names = [part for part in check_text(classes, node, "classes").replace("\n", ",").split(",") if part.strip()]
     if group != NO_GROUP:
         if labels != codes.CELEBAMASK_HQ:
             raise ValueError(
