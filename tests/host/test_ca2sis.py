@@ -259,3 +259,12 @@ def test_styles_of_windows_workflows_and_names_that_leave_the_folder(celeba, tmp
         with pytest.raises(ValueError, match="cannot be saved in output/ca2sis_styles"):
             nodes.ExemplaryCA2SISSaveStyle.execute(style, name)
     assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["red_00001_.safetensors"]
+
+
+def test_a_preview_refuses_seeds_beyond_64_bits(celeba):
+    image, semantic_map = face()
+    style, shape = host.encode_style(celeba, image, semantic_map), host.encode_shape(celeba, semantic_map)
+    values = {"percent": 0.5, "ca2sis": celeba, "shape": shape, "style": style}
+    with pytest.raises(ValueError, match="Class Attention Preview: seed is 18446744073709551616"):
+        ExemplaryCA2SISAttentionPreview.execute(seed=2**64, **values)
+    assert len(ExemplaryCA2SISAttentionPreview.execute(seed=2**64 - 1, **values).args) == 3

@@ -48,7 +48,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True, eq=False)
 class ClassPrompt:
-    """What the places of some classes read.
+    """The text of some classes.
 
     Args:
         classes: their names as the user typed them, in the words of whatever map they will meet.
@@ -63,7 +63,7 @@ class ClassPrompt:
 
 @dataclass(frozen=True, eq=False)
 class ClassPrompts:
-    """A chain of them, in order. What the nodes pass on."""
+    """A chain of class prompts, in order: the value that the nodes exchange."""
 
     items: tuple[ClassPrompt, ...] = ()
 
@@ -73,7 +73,7 @@ class ClassPrompts:
 
 @dataclass(frozen=True)
 class Settings:
-    """What can be chosen besides the texts. Without arguments: the plain form of the method. `DEFAULTS` is what draws best.
+    """Options besides the texts. Without arguments: the plain method. `DEFAULTS` gives the best images.
 
     Args:
         strength: how far text attention goes from the base text's to the classes'.
@@ -132,7 +132,7 @@ class Application:
         return run.get_or_make((self, "masks", grid, view), make)
 
     def weights(self, run: SamplingRun, grid: grids.Grid, view: grids.View, device: torch.device) -> Tensor:
-        """[f, 1 + r, l]: how much every place wants to read of the base and of each text."""
+        """[f, 1 + r, l]: the attention weight of the base and of each text at every cell."""
         settings = self.settings
 
         def make() -> Tensor:
@@ -142,7 +142,7 @@ class Application:
         return run.get_or_make((self, "weights", grid, view, device), make)
 
     def gain(self, run: SamplingRun, options: dict, part: grids.Rows, device: torch.device) -> Tensor:
-        """How far each image goes from the base text's attention to the classes', [1 or f, 1, 1]; 0 on grids too coarse for its map."""
+        """Interpolation factor from the base text's attention to the classes', per image [1 or f, 1, 1]; 0 on grids too coarse for its map."""
 
         def make() -> Tensor:
             fine = run.latent_shape[-2], run.latent_shape[-1]
@@ -155,7 +155,7 @@ class Application:
 
 @dataclass(frozen=True, eq=False)
 class _ClassTechnique:
-    """What both hooks share: the window of the schedule, the rows and places of a call."""
+    """What both hooks share: the range of the schedule, the rows and cells of a call."""
 
     application: Application
 
@@ -174,7 +174,7 @@ class _ClassTechnique:
 
 
 class ClassText(_ClassTechnique):
-    """attn2: every place reads mostly the text of its class."""
+    """attn2: every cell attends mostly to the text of its class."""
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, options: dict, text: Tensor) -> Tensor | None:
         run: Any = current_run(options)  # there is one, `active` has asked
@@ -217,7 +217,7 @@ class ClassText(_ClassTechnique):
 
 
 class ClassPlaces(_ClassTechnique):
-    """attn1: places of different classes look at each other less."""
+    """attn1: cells of different classes attend less to each other."""
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, options: dict, text: Tensor) -> Tensor | None:
         run: Any = current_run(options)
@@ -265,7 +265,7 @@ def class_prompt(classes: str, conditioning: Any, weight: float = 1.0, prompts: 
 
 
 def apply(model: Any, semantic_map: SemanticMap, prompts: ClassPrompts, base: Any = None, settings: Settings = DEFAULTS) -> Any:
-    """A MODEL whose places read the texts of their classes. The given one is not changed; with nothing to do it is returned as it is.
+    """A MODEL whose latent cells attend to the texts of their classes. The given one is not changed; without an effect it is returned unchanged.
 
     Raises:
         ValueError: before anything is sampled, naming what was found and what to do.

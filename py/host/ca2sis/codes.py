@@ -45,18 +45,18 @@ class LoadedCA2SIS:
         return self.patcher.model.config
 
     def ready(self) -> Generator:
-        """The network where the host wants it to compute."""
+        """The network, loaded by the host onto its compute device."""
         comfy.model_management.load_model_gpu(self.patcher)
         return self.patcher.model
 
     def here(self, tensor: Tensor) -> Tensor:
-        """On the device that computes, float32."""
+        """The tensor on the compute device, float32."""
         return tensor.to(self.patcher.load_device, torch.float32)
 
 
 @dataclass(frozen=True, eq=False)
 class EncodedShape:
-    """Shape codes, and the mask M_sw [b, k, h, w] that they were made of: an edit changes that and encodes it again."""
+    """Shape codes and the mask M_sw [b, k, h, w] they were encoded from: an edit changes the mask and encodes it again."""
 
     codes: Shape
     mask: Tensor
@@ -79,7 +79,7 @@ def load(file: str, final_activation: checkpoint.FinalActivation = "auto") -> Lo
 
 
 def masks_of(loaded: LoadedCA2SIS, semantic_map: SemanticMap, order: str, node: str) -> Tensor:
-    """M, [b, k, h, w], at the size that the weights draw.
+    """M, [b, k, h, w], in the size of the weights.
 
     Raises:
         ValueError: other proportions, or classes that these weights do not have.
@@ -93,7 +93,7 @@ def masks_of(loaded: LoadedCA2SIS, semantic_map: SemanticMap, order: str, node: 
 
 
 def encode_style(loaded: LoadedCA2SIS, image: Tensor, semantic_map: SemanticMap, order: str = BY_NAME) -> Style:
-    """S of images [b, h, w, 3] in 0..1 under their maps. Both are brought to the size that the weights draw.
+    """S of images [b, h, w, 3] in 0..1 under their maps. Both are resized to the size of the weights.
 
     Raises:
         ValueError: image and map of different proportions, batches that do not fit, NaN in the image, unknown classes.
@@ -116,7 +116,7 @@ def encode_shape(loaded: LoadedCA2SIS, semantic_map: SemanticMap, order: str = B
 
 
 def mix_styles(base: Style, donor: Style, classes: str, group: str, strength: float, if_absent: Literal["keep", "use"]) -> Style:
-    """The base with the donor's style in some classes; says which of them the donor does not have.
+    """The base with the donor's style in some classes; warns about those that the donor does not have.
 
     Raises:
         ValueError: unknown classes, none at all, codes of different weights.
@@ -126,7 +126,7 @@ def mix_styles(base: Style, donor: Style, classes: str, group: str, strength: fl
     lacking = [donor.labels[c] for c in chosen if not bool(donor.present[:, c].any())]
     if lacking and if_absent == "keep":
         notices.warn_user(
-            f"{MIX}: the donor has no {', '.join(lacking)}, so the base keeps its own. Choose another donor, or if_absent: use anyway."
+            f"{MIX}: the donor has no {', '.join(lacking)}, so the base's code is kept. Choose another donor, or if_absent: use anyway."
         )
     return codes.mix_styles(base, donor, chosen, strength, if_absent)
 
@@ -134,7 +134,7 @@ def mix_styles(base: Style, donor: Style, classes: str, group: str, strength: fl
 def edit_shape(
     base: EncodedShape, donor: EncodedShape | None, classes: str, group: str, mode: ShapeMode, strength: float
 ) -> EncodedShape:
-    """The base with the donor's shape of some classes; below strength 1 the codes lie between.
+    """The base with the donor's shape of some classes; below strength 1 the codes are interpolated.
 
     Raises:
         ValueError: class 0 where it has no shape, no donor where one is needed, codes of different weights.
@@ -149,7 +149,7 @@ def edit_shape(
         lacking = [base.codes.labels[c] for c in chosen if not bool(both[:, c].any())]
         if lacking:
             notices.warn_user(
-                f"{EDIT}: base and donor do not both have {', '.join(lacking)}; there nothing changes. The mode replace does it."
+                f"{EDIT}: base and donor do not both have {', '.join(lacking)}; these classes are not changed. Use the mode replace to change them."
             )
     edited = _shape_of(base.loaded, mask)
     if strength >= 1.0:
@@ -158,7 +158,7 @@ def edit_shape(
 
 
 def generate(loaded: LoadedCA2SIS, shape: EncodedShape, style: Style) -> Tensor:
-    """IMAGE [b, h, w, 3] in 0..1; a batch of 1 serves all of the other.
+    """IMAGE [b, h, w, 3] in 0..1; a batch of 1 is used for all of the other.
 
     Raises:
         ValueError: codes of other weights.
@@ -187,8 +187,8 @@ def sample_style(loaded: LoadedCA2SIS, shape: EncodedShape, seed: int, count: in
     return Style(found.float().cpu(), present, loaded.labels)
 
 
-def reading(loaded: LoadedCA2SIS, shape: EncodedShape, style: Style) -> Tensor:
-    """Which class's code each pixel of the first image reads, mean over the levels: [k, h, w], sums to 1 over k."""
+def attention_shares(loaded: LoadedCA2SIS, shape: EncodedShape, style: Style) -> Tensor:
+    """The share of each class's code in the attention of each pixel of the first image, mean over the levels: [k, h, w], sums to 1 over k."""
     _check_same(loaded, shape.codes.labels, style.labels)
     with torch.no_grad():
         maps = loaded.ready().attention_maps(loaded.here(shape.codes.codes[:1]), loaded.here(style.codes[:1]))

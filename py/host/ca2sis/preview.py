@@ -1,4 +1,4 @@
-"""Which class each pixel reads: in a patched Stable Diffusion model, watched during one call, and in the generator of CA2-SIS."""
+"""Preview of the class that each pixel attends to: in a patched Stable Diffusion model during one call, and in the generator of CA2-SIS."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import Tensor
 from ...ca2sis.codes import Style
 from .. import slots
 from ..grids import Grid
+from ..inputs import check_integer
 from ..preview import distinct_colour, enlarge, run_observed_step
 from . import codes as ca2sis
 from .attention import NODE, OBSERVER, Application, ClassText
@@ -22,7 +23,7 @@ BASE = (70, 70, 76)  # the colour of the base text
 
 @dataclass
 class Observer:
-    """Sums what the first latent of the first positive condition reads, by the size of the layers."""
+    """Collects the attention of the first latent of the first positive condition, by the grid of the layers."""
 
     application: Application
     seen: dict[Grid, list[Tensor]] = field(default_factory=dict)
@@ -39,11 +40,12 @@ class Observer:
 def preview(
     model: Any, positive: Any, latent: dict | None, percent: float, seed: int, loaded: Any, shape: Any, style: Any
 ) -> tuple[Tensor, Tensor, str]:
-    """Of whichever is connected.
+    """The preview of the connected model: Stable Diffusion or CA2-SIS.
 
     Raises:
-        ValueError: neither is whole.
+        ValueError: neither has all its inputs, or the seed is not a whole number of 64 bits.
     """
+    seed = check_integer(seed, PREVIEW, "seed", 0, 2**64 - 1)
     if model is not None and positive is not None and latent is not None:
         return of_model(model, positive, latent, percent, seed)
     if loaded is not None and shape is not None and style is not None:
@@ -52,15 +54,15 @@ def preview(
 
 
 def of_model(model: Any, positive: Any, latent: dict, percent: float, seed: int) -> tuple[Tensor, Tensor, str]:
-    """What each place of a latent reads at one moment of sampling; see `draw`.
+    """The classes that each latent cell attends to at one step of sampling; see `draw`.
 
     Args:
         model: from the attention node; of several in a chain the last one is shown.
-        latent: LATENT to look at, such as the result; noise of the moment is added to its first image.
-        percent: the moment, 0 the first step and 1 the last.
+        latent: LATENT to look at, such as the result; noise of that step is added to its first image.
+        percent: the step, 0 the first and 1 the last.
 
     Raises:
-        ValueError: the model has no class-adaptive attention, or none at this moment.
+        ValueError: the model has no class-adaptive attention, or none at this step.
     """
     options = model.model_options["transformer_options"]
     found = [t for t in slots.techniques(options) if isinstance(t, ClassText)]
@@ -69,7 +71,7 @@ def of_model(model: Any, positive: Any, latent: dict, percent: float, seed: int)
     observer = Observer(found[-1].application)
     run_observed_step(PREVIEW, model, positive, latent, percent, seed, OBSERVER, observer)
     if not observer.seen:
-        raise ValueError(f"{PREVIEW}: no layer acts at this moment. Choose a percent inside the range of {NODE}.")
+        raise ValueError(f"{PREVIEW}: no layer acts at this step. Choose a percent inside the range of {NODE}.")
     application = observer.application
     names = ["base", *(prompt.classes for prompt in application.prompts)]
     finest = max(observer.seen, key=lambda grid: grid[0] * grid[1])
@@ -77,8 +79,8 @@ def of_model(model: Any, positive: Any, latent: dict, percent: float, seed: int)
 
 
 def of_generator(loaded: LoadedCA2SIS, shape: EncodedShape, style: Style) -> tuple[Tensor, Tensor, str]:
-    """Which class's style each pixel of the first image reads, mean over heads and levels; see `draw`."""
-    shares = ca2sis.reading(loaded, shape, style)
+    """The class whose style each pixel of the first image attends to, mean over heads and levels; see `draw`."""
+    shares = ca2sis.attention_shares(loaded, shape, style)
     return draw(shares, list(loaded.labels), [BASE, *_colours(len(loaded.labels) - 1)])
 
 
@@ -86,8 +88,8 @@ def draw(shares: Tensor, names: list[str], colours: list[tuple[int, int, int]]) 
     """Images of shares [k, h, w] that sum to 1 over k.
 
     Returns:
-        Each place in the colours of what it reads, mixed by their shares [1, H, W, 3]; one image of each share, black 0 and white 1
-        [k, H, W, 3]; a line of text for each name: how much is read, and where most, with its colour.
+        Each cell in the colours of the classes it attends to, mixed by their shares [1, H, W, 3]; one image of each share, black 0 and white 1
+        [k, H, W, 3]; a line of text per name: its share of the attention, the area where it is largest, and its colour.
     """
     shares = shares.float()
     winner = shares.argmax(dim=0)
