@@ -60,9 +60,15 @@ def reference_pairs(count: int) -> list[tuple[Scene, list[Tensor], list[Tensor]]
 
 
 def paint_references(studio: TransformerStudio, scene: Scene, images: Sequence[Tensor], seed: int) -> Tensor:
-    """Both objects as Regional References places them: a reference and a box each, and a prompt that does not describe them."""
-    regions = [Instance(instance.box, article("object"), reference=image) for instance, image in zip(scene.instances, images)]
-    prompt = studio.encode(f"an object and an object on {article(scene.attributes['backdrop'])} background")
+    """Both objects as Regional References places them: a reference and a box each.
+
+    The prompt names the classes only. Colours and textures, and which object is in which box, are known from the references.
+    """
+    regions = [
+        Instance(instance.box, article(instance.name), reference=image) for instance, image in zip(scene.instances, images)
+    ]
+    objects = " and ".join(article(instance.name) for instance in scene.instances)
+    prompt = studio.encode(f"{objects} on {article(scene.attributes['backdrop'])} background")
     model, positive, negative = references.apply(
         studio.model, studio.vae, prompt, studio.encode(""), regions, 1.0, PercentRange(), 1.0
     )
