@@ -113,9 +113,9 @@ def test_rows_hold_phrases_strengths_and_the_order(editor):
 def test_wrong_json_is_kept_named_and_can_be_mended(editor, text):
     editor.give(text)
     assert editor.text == text
-    assert editor.root.locator(".exl-error").is_visible() and editor.status.inner_text()
+    assert editor.root.locator(".exb-error").is_visible() and editor.status.inner_text()
     editor.root.locator(".exl-text").fill(json.dumps([CAT]))
-    assert editor.value == [CAT] and editor.root.locator(".exl-error").count() == 0
+    assert editor.value == [CAT] and editor.root.locator(".exb-error").count() == 0
     editor.tool("The layout as JSON").click()
     assert editor.boxes.count() == 1
 
