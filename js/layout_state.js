@@ -54,6 +54,7 @@ function entryOfList(entry) {
 }
 
 function annotations(data, width, height) {
+  if (data.annotations?.length === 0 && !data.caption) return [];
   const list = data.annotations?.length === 0 ? null : data.annotations;
   const found = list ?? [{ box: [0, 0, width, height], caption: data.caption ?? "" }];
   if (!Array.isArray(found)) return null;

@@ -42,7 +42,10 @@ def test_every_node_of_ours_can_be_placed_and_saved(page):
 
 def test_the_console_holds_no_error_of_ours(page, without_us):
     page.page.wait_for_timeout(500)
-    assert page.complaints() - without_us == set()
+    # The frontend itself asks for the sizes of the files that a workflow's `properties.models` link to; its own policy forbids it.
+    of_links = ("/resolve/main/", "fetchFileSize")
+    ours = {line for line in page.complaints() - without_us if not any(part in line for part in of_links)}
+    assert ours == set()
 
 
 def declared(prompt: dict, object_info: dict) -> dict:
@@ -50,5 +53,12 @@ def declared(prompt: dict, object_info: dict) -> dict:
     found = {}
     for key, node in prompt.items():
         known = {name for group in object_info[node["class_type"]]["input"].values() for name in group}
-        found[key] = (node["class_type"], {name: value for name, value in node["inputs"].items() if name in known})
+        values = {name: value for name, value in node["inputs"].items() if name in known}
+        found[key] = (node["class_type"], optional_defaults(object_info[node["class_type"]]) | values)
     return found
+
+
+def optional_defaults(info: dict) -> dict:
+    """What the page fills in for widgets that came after a workflow was saved."""
+    specs = (info["input"].get("optional") or {}).items()
+    return {name: spec[1]["default"] for name, spec in specs if len(spec) > 1 and "default" in spec[1]}
