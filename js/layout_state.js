@@ -34,6 +34,7 @@ export function parse(text, width, height) {
   } catch (error) {
     return { error: ["notJson", { reason: error.message }] };
   }
+  if (Array.isArray(data) && data.length === 1 && Array.isArray(data[0])) [data] = data; // a batch of one image
   const upstream = isObject(data) && ("annotations" in data || (Object.keys(data).length === 1 && "caption" in data));
   if (!upstream && !Array.isArray(data)) return { error: ["notAList", {}] };
   const list = upstream ? annotations(data, width, height) : data.map(entryOfList);
