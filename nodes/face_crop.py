@@ -36,7 +36,7 @@ class ExemplaryCropToEdit(io.ComfyNode):
                     min=0.0,
                     max=10.0,
                     step=0.05,
-                    tooltip="Margin on each side, in sizes of the mask's bounding box. 0.3 matches CelebAMask-HQ.",
+                    tooltip="Margin on each side, as a fraction of the size of the mask's bounding box. 0.3 matches CelebAMask-HQ.",
                 ),
                 io.Int.Input("grow", default=0, min=0, max=512, tooltip="Pixels of the image by which the mask is grown."),
                 io.Int.Input(

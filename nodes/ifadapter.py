@@ -283,7 +283,7 @@ class ExemplaryApplyIFAdapter(io.ComfyNode):
                         options=list(FUSIONS),
                         default=FUSIONS[0],
                         optional=True,
-                        tooltip="With an adapter: how overlapping objects share a pixel. The published weights were trained with the published code.",
+                        tooltip="With an adapter: how overlapping objects share a pixel. The published weights were trained with 'published code'.",
                     )
                 ),
                 advanced(

@@ -224,8 +224,8 @@ class ExemplarySNFGuider(io.ComfyNode):
                         max=100.0,
                         step=0.1,
                         tooltip=(
-                            "Guidance scale of the subject model from subject_negative to its prompt, at the cost of a third "
-                            "evaluation. 1: off, as published."
+                            "CFG scale of the subject model, with subject_negative as its negative prompt. Needs a third evaluation "
+                            "per step. 1: off, as published."
                         ),
                     )
                 ),

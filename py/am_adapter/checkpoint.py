@@ -183,7 +183,7 @@ def _check(weights: Mapping[str, Tensor], expected: Shapes, what: str) -> None:
         if keys
     ]
     if faults:
-        raise ValueError(f"This file is not {what} with its {len(expected)} tensors: {'; '.join(faults)}.")
+        raise ValueError(f"This file is not {what} ({len(expected)} tensors are expected): {'; '.join(faults)}.")
 
 
 def _shapes(network: torch.nn.Module) -> Shapes:

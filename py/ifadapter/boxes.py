@@ -275,7 +275,7 @@ def _collect(data: Any, box_format: str) -> Iterator[RawBox]:
             yield from _collect(entry, box_format)
     else:
         raise ValueError(
-            f"Among the boxes is {format_value(data)}. A box is four numbers, or numbers by name such as x, y, width, height."
+            f"Invalid box: {format_value(data)}. A box is four numbers, or numbers by name such as x, y, width, height."
         )
 
 
@@ -303,7 +303,7 @@ def _find_labels(data: dict, count: int) -> list[str]:
         labels = data.get(key)
         if isinstance(labels, list) and labels:
             if len(labels) != count:
-                raise ValueError(f"There are {count} boxes but {len(labels)} {key}. They must be one for each box.")
+                raise ValueError(f"There are {count} boxes but {len(labels)} {key}. The numbers must be equal.")
             if all(isinstance(label, str) for label in labels):  # numbers are classes without names
                 return labels
     return [""] * count
@@ -356,7 +356,7 @@ def _from_entry(entry: dict, box_format: str) -> RawBox:
                 return RawBox(_four(inside, phrase), phrase, CORNER_SIZE, "pixels")
             return replace(_from_row(inside, box_format) if _is_row(inside) else RawBox(_four(inside, phrase)), phrase=phrase)
     raise ValueError(
-        f"Among the boxes is {format_value(entry)}. A box is four numbers, or numbers by name such as x, y, width, height."
+        f"Invalid box: {format_value(entry)}. A box is four numbers, or numbers by name such as x, y, width, height."
     )
 
 
@@ -393,7 +393,7 @@ def _from_row(row: list, box_format: str) -> RawBox:
     if score_last:
         return RawBox(_four(row[:4], ""))
     raise ValueError(
-        f"Among the boxes is {format_value(row)}. A row of {len(row)} numbers must be a box, then a score from 0 to 1 and a class."
+        f"Invalid box: {format_value(row)}. A row of {len(row)} numbers must be a box, then a score from 0 to 1 and a class."
     )
 
 

@@ -52,7 +52,7 @@ def test_an_empty_layout_has_one_empty_mask(text):
         ("[{", "not JSON"),
         ('[{"box": [0, 0, 1, 1], "phrase": ""}]', "has no phrase"),
         ('[{"box": [0, 0, 0, 1], "phrase": "a"}]', "has no area"),
-        ('{"boxes": 3}', "Among the boxes is"),
+        ('{"boxes": 3}', "Invalid box:"),
     ],
 )
 def test_a_layout_that_makes_no_sense_is_named(text, says):

@@ -140,7 +140,7 @@ def test_boxes_of_a_larger_image_are_pointed_out():
         ({"bboxes": [[1, 2, 30, 40]], "labels": ["a", "b"]}, XYXY_PX, "1 boxes but 2 labels"),
         ([[1, 2, float("nan"), 4]], XYXY_PX, "four finite numbers"),
         ([{"bbox_2d": [1, 2, 3], "label": "cat"}], XYXY_PX, "four finite numbers"),
-        ([{"label": "cat"}], XYXY_PX, "Among the boxes is"),
+        ([{"label": "cat"}], XYXY_PX, "Invalid box:"),
         ([[100, 100, 300, 200]], "pixels", "choose one of"),
     ],
 )

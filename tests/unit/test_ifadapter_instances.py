@@ -114,15 +114,15 @@ def test_a_layout_without_annotations_is_its_caption_everywhere(layout):
         ("{not json", "not JSON"),
         ("[" * 100_000, "not JSON"),
         ("3", "must be a list"),
-        ('{"frames": 3}', "Among the boxes is"),
+        ('{"frames": 3}', "Invalid box:"),
         ('[{"box": [0, 0, 1, 1]}]', "Entry 1"),
-        ('[{"phrase": "a"}]', "Among the boxes is"),
+        ('[{"phrase": "a"}]', "Invalid box:"),
         ("[[0, 0, 10, 10]]", "width and height"),
         ('[{"box": [0, 0, 1, 1], "phrase": "a", "strength": "very"}]', "strength"),
-        ('[{"box": {"x": 0}, "phrase": "a"}]', "Among the boxes is"),
+        ('[{"box": {"x": 0}, "phrase": "a"}]', "Invalid box:"),
         ('[{"box": [0, 0, NaN, 1], "phrase": "a"}]', "four finite numbers"),
         ('{"annotations": 3}', "must be a list"),
-        ('{"annotations": [3]}', "Among the boxes is 3"),
+        ('{"annotations": [3]}', "Invalid box: 3"),
         ('{"annotations": [{"box": [0, 0, 9, 9], "caption": "a"}]}', "width and height"),
     ],
 )
@@ -181,7 +181,7 @@ def test_no_boxes_are_no_instances():
 
 
 def test_what_is_no_box_is_named():
-    with pytest.raises(ValueError, match="Among the boxes is 'cat'"):
+    with pytest.raises(ValueError, match="Invalid box: 'cat'"):
         from_boxes(["cat"], ["a"], XYXY)
     with pytest.raises(ValueError, match="box_format"):
         from_boxes([[0, 0, 1, 1]], ["a"], "pixels")
