@@ -37,8 +37,9 @@ class ExemplaryLoadAMAdapter(io.ComfyNode):
                         "behaviour",
                         options=list(host.BEHAVIOURS),
                         default=next(iter(host.BEHAVIOURS)),
-                        tooltip="How the matcher compares tokens and classes. upstream: as the published code does (512x512 only). "
-                        "corrected: the paper's formulas, any size. Files without metadata are treated as the authors'.",
+                        tooltip="How the matcher compares tokens and classes. upstream: as the published code does "
+                        "(512x512 only). corrected: the paper's formulas, any size. Files without metadata are "
+                        "treated as the authors' files.",
                     )
                 ),
             ],
@@ -57,16 +58,20 @@ class ExemplaryApplyAMAdapter(io.ComfyNode):
             node_id="ExemplaryApplyAMAdapter",
             display_name="Apply AM-Adapter",
             category=CATEGORY,
-            description="Transfer the look of a reference image (the exemplar) to a semantic map, class by class: the road takes the exemplar's "
-            "road, the sky its sky. Works without weights on Stable Diffusion 1.x, 2.x and SDXL; use a ControlNet to control the layout. "
-            "Chain several for several exemplars.",
+            description="Transfer the appearance of a reference image (the exemplar) to a semantic map, class by class: the "
+            "road looks like the exemplar's road, the sky like its sky. Works without weights on Stable "
+            "Diffusion 1.x, 2.x and SDXL; use a ControlNet to control the layout. Chain several of these nodes "
+            "to use several exemplars.",
             inputs=[
                 io.Model.Input("model"),
                 io.Vae.Input("vae", tooltip="Encodes the exemplar. Use the VAE of the same checkpoint."),
                 io.Image.Input(
-                    "exemplar", tooltip="Reference image whose look is transferred. All images of a batch are used together."
+                    "exemplar",
+                    tooltip="Reference image whose appearance is transferred. All images of a batch are used together.",
                 ),
-                SemanticMapType.Input("exemplar_map", tooltip="Semantic map of the exemplar. It is stretched over the image."),
+                SemanticMapType.Input(
+                    "exemplar_map", tooltip="Semantic map of the exemplar. It is stretched to the size of the exemplar."
+                ),
                 SemanticMapType.Input(
                     "target_map", tooltip="Semantic map of the image to generate: one map for all latents, or one per latent."
                 ),
@@ -84,7 +89,7 @@ class ExemplaryApplyAMAdapter(io.ComfyNode):
                     min=0.0,
                     max=10.0,
                     step=0.05,
-                    tooltip="Weight of the exemplar in the attention. 0 has no effect, 1 is the paper's.",
+                    tooltip="Weight of the exemplar in the attention. 0 has no effect, 1 is the value in the paper.",
                 ),
                 _percent("start_percent", 0.0, "Start of the effect: 0 is the first step."),
                 _percent("end_percent", 1.0, "End of the effect: 1 is the last step."),
@@ -93,9 +98,10 @@ class ExemplaryApplyAMAdapter(io.ComfyNode):
                     display_name="reference noising",
                     options=list(SOURCES),
                     default=SOURCES[0],
-                    tooltip="How the exemplar is noised to each step. noise: random noise of the step's level. invert: noise found by inverting the "
-                    "exemplar (20 extra steps), then denoised with the image. invert_cached: the inverted latents of each level, without "
-                    "drift. clean: no noise, one pass.",
+                    tooltip="How noise is added to the exemplar for each step. noise: random noise at the level of the "
+                    "step. invert: noise found by inverting the exemplar (20 extra steps), then denoised with "
+                    "the image. invert_cached: the inverted latents of each level, without drift. clean: no "
+                    "noise, one pass.",
                 ),
                 advanced(
                     io.Float.Input(
@@ -114,7 +120,7 @@ class ExemplaryApplyAMAdapter(io.ComfyNode):
                         min=0.0,
                         max=1.0,
                         step=0.05,
-                        tooltip="Compensates the size of classes in the exemplar: 1 weighs each class equally.",
+                        tooltip="Compensates for the size of classes in the exemplar: 1 gives each class equal weight.",
                     )
                 ),
                 advanced(
@@ -139,7 +145,7 @@ class ExemplaryApplyAMAdapter(io.ComfyNode):
                         "match_void",
                         display_name="void matches void",
                         default=False,
-                        tooltip="Treats void as a class that matches itself. Off: void matches nothing.",
+                        tooltip="On: void is treated as a class that matches void. Off: void matches nothing.",
                     )
                 ),
                 advanced(
@@ -155,12 +161,12 @@ class ExemplaryApplyAMAdapter(io.ComfyNode):
                 AMAdapterType.Input(
                     "adapter",
                     optional=True,
-                    tooltip="Trained matcher from Load AM-Adapter. Not connected: the modes without weights.",
+                    tooltip="Trained matcher from Load AM-Adapter. If not connected, only the modes without weights are available.",
                 ),
                 io.Conditioning.Input(
                     "exemplar_prompt",
                     optional=True,
-                    tooltip="Prompt that describes the exemplar. Not connected: the image's own positive prompt.",
+                    tooltip="Prompt that describes the exemplar. If not connected, the positive prompt of the generated image is used.",
                 ),
                 io.Mask.Input(
                     "mask",
@@ -259,7 +265,8 @@ class ExemplaryApplyControlNeXt(io.ComfyNode):
             node_id="ExemplaryApplyControlNeXt",
             display_name="Apply ControlNeXt",
             category=CATEGORY,
-            description="Control the layout with a semantic map or a hint image. Lightweight: one addition early in the UNet.",
+            description="Control the layout with a semantic map or a hint image. Lightweight: the control is added only "
+            "once, early in the UNet.",
             inputs=[
                 io.Model.Input("model"),
                 ControlNeXtType.Input("controlnext", tooltip="ControlNeXt from Load ControlNeXt."),
@@ -269,12 +276,14 @@ class ExemplaryApplyControlNeXt(io.ComfyNode):
                 _percent("start_percent", 0.0, "Start of the effect: 0 is the first step."),
                 _percent("end_percent", 1.0, "End of the effect: 1 is the last step."),
                 SemanticMapType.Input(
-                    "semantic_map", optional=True, tooltip="Layout, drawn in the colours of its palette. Connect this or image."
+                    "semantic_map",
+                    optional=True,
+                    tooltip="Layout, drawn in the colours of its palette. Connect either semantic_map or image.",
                 ),
                 io.Image.Input(
                     "image",
                     optional=True,
-                    tooltip="Hint image of the kind that the file was trained for. Connect this or semantic_map.",
+                    tooltip="Hint image of the kind that the file was trained for. Connect either image or semantic_map.",
                 ),
             ],
             outputs=[io.Model.Output()],
@@ -292,23 +301,29 @@ class ExemplaryAMMatchPreview(io.ComfyNode):
             node_id="ExemplaryAMMatchPreview",
             display_name="AM Match Preview",
             category=CATEGORY,
-            description="Preview what AM-Adapter attends to: the exemplar token for each token of an image, how much attention the exemplar "
-            "gets, and which classes it lacks.",
+            description="Preview what AM-Adapter attends to: the exemplar token for each token of an image, how much "
+            "attention the exemplar receives, and which classes are missing from it.",
             inputs=[
                 io.Model.Input("model", tooltip="MODEL output of Apply AM-Adapter."),
                 io.Conditioning.Input("positive", tooltip="Positive prompt."),
                 io.Latent.Input(
-                    "latent", tooltip="Latent to look at, such as the sampler's result. The first of a batch is used."
+                    "latent", tooltip="Latent to analyse, such as the sampler's result. The first of a batch is used."
                 ),
-                _percent("percent", 0.5, "Moment of sampling: 0 is the first step, 1 the last. Noise of that moment is added."),
-                io.Int.Input("seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, tooltip="Seed for that noise."),
+                _percent(
+                    "percent",
+                    0.5,
+                    "Point in the sampling: 0 is the first step, 1 the last. Noise at the level of this step is added.",
+                ),
+                io.Int.Input("seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, tooltip="Seed for the noise."),
             ],
             outputs=[
                 io.Image.Output(
-                    display_name="correspondence", tooltip="The image composed of the exemplar pieces it attends to most."
+                    display_name="correspondence",
+                    tooltip="The image, composed of the parts of the exemplar that it attends to most.",
                 ),
                 io.Image.Output(
-                    display_name="attention", tooltip="Fraction of attention on the exemplar: white is all, black is none."
+                    display_name="attention",
+                    tooltip="Fraction of the attention that goes to the exemplar: white is all, black is none.",
                 ),
                 io.String.Output(
                     display_name="coverage",

@@ -38,7 +38,7 @@ def _classes() -> list[io.Input]:
         io.String.Input(
             "classes",
             default="hair",
-            tooltip="Classes to change, separated by commas: class names or numbers of the weights, or groups such as expression.",
+            tooltip="Classes to change, separated by commas: names or numbers of the model's classes, or groups such as expression.",
         ),
         io.Combo.Input(
             "group",
@@ -86,11 +86,11 @@ class ExemplaryCA2SISEncodeStyle(io.ComfyNode):
             node_id="ExemplaryCA2SISEncodeStyle",
             display_name="CA2-SIS Encode Style",
             category=CATEGORY,
-            description="Encode the appearance of each class of an image, one style code per class. "
-            "Image and map may have any size with the weights' aspect ratio.",
+            description="Encode the appearance of each class of an image, one style code per class. Image and map may have "
+            "any size, but the aspect ratio must match the model's resolution.",
             inputs=[
                 CA2SISType.Input("ca2sis", tooltip="From Load CA2-SIS."),
-                io.Image.Input("image", tooltip="A face that fills the image, as in CelebA-HQ."),
+                io.Image.Input("image", tooltip="Image of a face that fills the frame, as in CelebA-HQ."),
                 SemanticMapType.Input("semantic_map", tooltip="The semantic map of this image."),
                 _order(),
             ],
@@ -109,11 +109,13 @@ class ExemplaryCA2SISEncodeShape(io.ComfyNode):
             node_id="ExemplaryCA2SISEncodeShape",
             display_name="CA2-SIS Encode Shape",
             category=CATEGORY,
-            description="Encode position and form of each class of a semantic map, one shape code per class.",
+            description="Encode the position and shape of each class of a semantic map, one shape code per class.",
             inputs=[
                 CA2SISType.Input("ca2sis", tooltip="From Load CA2-SIS."),
                 SemanticMapType.Input(
-                    "semantic_map", tooltip="Semantic map of the image to generate, in any size with the weights' aspect ratio."
+                    "semantic_map",
+                    tooltip="Semantic map of the image to generate. Any size is accepted, but the aspect ratio must "
+                    "match the model's resolution.",
                 ),
                 _order(),
             ],
@@ -142,8 +144,7 @@ class ExemplaryCA2SISMixStyles(io.ComfyNode):
                     "if_absent",
                     options=list(IF_ABSENT),
                     default=IF_ABSENT[0],
-                    tooltip="For classes that are not in the donor's image: keep the base's code, or use the code "
-                    "that the weights give an absent class.",
+                    tooltip="For classes that are not in the donor's image: keep the base's code, or use the model's code for an absent class.",
                 ),
             ],
             outputs=[StyleType.Output(display_name="style")],
@@ -162,7 +163,7 @@ class ExemplaryCA2SISEditShape(io.ComfyNode):
             node_id="ExemplaryCA2SISEditShape",
             display_name="CA2-SIS Edit Shape",
             category=CATEGORY,
-            description="Give some classes the position and form that they have in another map. The generator fills overlaps and holes.",
+            description="Give some classes the position and shape that they have in another map. The generator fills overlaps and holes.",
             inputs=[
                 ShapeType.Input("base", tooltip="The shape to change. The output is a copy."),
                 *_classes(),
@@ -191,10 +192,10 @@ class ExemplaryCA2SISGenerate(io.ComfyNode):
             node_id="ExemplaryCA2SISGenerate",
             display_name="CA2-SIS Generate",
             category=CATEGORY,
-            description="Generate an image from a shape and a style, in the size of the weights (256x256 for the published ones).",
+            description="Generate an image from a shape and a style, at the model's resolution (256x256 for the published weights).",
             inputs=[
                 CA2SISType.Input("ca2sis", tooltip="From Load CA2-SIS."),
-                ShapeType.Input("shape", tooltip="Position and form of each class, from CA2-SIS Encode Shape."),
+                ShapeType.Input("shape", tooltip="Position and shape of each class, from CA2-SIS Encode Shape."),
                 StyleType.Input("style", tooltip="Appearance of each class: one style for all shapes, or one per shape."),
             ],
             outputs=[io.Image.Output()],
@@ -215,7 +216,7 @@ class ExemplaryCA2SISSampleStyle(io.ComfyNode):
             description="Sample a random style for every class present in the shape. Needs weights with a noise network.",
             inputs=[
                 CA2SISType.Input("ca2sis", tooltip="From Load CA2-SIS."),
-                ShapeType.Input("shape", tooltip="The classes present in this shape get a style."),
+                ShapeType.Input("shape", tooltip="A style is sampled for each class present in this shape."),
                 io.Int.Input(
                     "seed",
                     default=0,
@@ -262,7 +263,7 @@ class ExemplaryCA2SISLoadStyle(io.ComfyNode):
             node_id="ExemplaryCA2SISLoadStyle",
             display_name="CA2-SIS Load Style",
             category=CATEGORY,
-            description="Load a saved style. It can be used with the weights it was encoded with.",
+            description="Load a saved style. Use it with the weights that it was encoded with.",
             inputs=[
                 io.Combo.Input(
                     "file", options=styles_host.files(), tooltip="A file in output/ca2sis_styles or input/ca2sis_styles."

@@ -38,10 +38,10 @@ class ExemplaryCA2SISClassConditioning(io.ComfyNode):
                     min=0.0,
                     max=4.0,
                     step=0.05,
-                    tooltip="Weight of this prompt against those of the other classes. 0 leaves it out.",
+                    tooltip="Weight of this prompt relative to those of the other classes. 0 disables it.",
                 ),
                 ClassConditioningsType.Input(
-                    "class_conditionings", optional=True, tooltip="The classes so far; this one is added to them."
+                    "class_conditionings", optional=True, tooltip="Classes from other nodes; this one is added to them."
                 ),
             ],
             outputs=[ClassConditioningsType.Output(display_name="class_conditionings")],
@@ -72,9 +72,12 @@ class ExemplaryCA2SISAttention(io.ComfyNode):
                 ),
                 ClassConditioningsType.Input("class_conditionings", tooltip="The prompt of each class, from Class Conditioning."),
                 _fraction("strength", 1.0, "0 leaves the model unchanged, 1 is the full effect."),
-                _fraction("start_percent", 0.0, "Where the effect begins."),
+                _fraction("start_percent", 0.0, "Point in the sampling at which the effect begins, 0 to 1."),
                 _fraction(
-                    "end_percent", 1.0, "Where the effect ends. The layout is decided early; a smaller value frees the details."
+                    "end_percent",
+                    1.0,
+                    "Point in the sampling at which the effect ends, 0 to 1. The layout is determined in the "
+                    "early steps, so a lower value gives the model more freedom in the details.",
                 ),
                 _fraction(
                     "leak",
@@ -84,7 +87,7 @@ class ExemplaryCA2SISAttention(io.ComfyNode):
                 _fraction(
                     "base_weight",
                     DEFAULTS.base_weight,
-                    "Weight of the sampler's positive prompt for pixels whose class has a prompt. Pixels without one use it fully.",
+                    "Weight of the sampler's positive prompt for pixels whose class has a prompt. For all other pixels it has full weight.",
                     4.0,
                 ),
                 advanced(
@@ -92,8 +95,8 @@ class ExemplaryCA2SISAttention(io.ComfyNode):
                         "variant",
                         options=list(VARIANTS),
                         default=VARIANTS[0],
-                        tooltip="one softmax: the tokens of all prompts compete, with a bias by class. "
-                        "couple: a softmax per class, then mixed by mask.",
+                        tooltip="one softmax: a single softmax over the tokens of all prompts, with a per-class "
+                        "attention bias. couple: a separate softmax for each class, blended using the masks.",
                     )
                 ),
                 advanced(
@@ -115,7 +118,7 @@ class ExemplaryCA2SISAttention(io.ComfyNode):
                 io.Conditioning.Input(
                     "base",
                     optional=True,
-                    tooltip="The prompt used besides the classes' prompts. Empty: the sampler's positive prompt.",
+                    tooltip="Prompt that is used in addition to the classes' prompts. If empty, the sampler's positive prompt is used.",
                 ),
                 io.Float.Input(
                     "early",
@@ -124,8 +127,9 @@ class ExemplaryCA2SISAttention(io.ComfyNode):
                     max=attention_host.MOST_EARLY,
                     step=0.1,
                     optional=True,
-                    tooltip="Multiplies the effect at high noise, when the layout is decided; decays to 1."
-                    " Transformer models: scales the share of the classes' prompts.",
+                    tooltip="Multiplies the effect at high noise levels, where the layout is determined; the factor "
+                    "falls to 1 as the noise decreases. Transformer models: scales the share of the classes' "
+                    "prompts.",
                 ),
             ],
             outputs=[io.Model.Output()],
@@ -164,7 +168,7 @@ class ExemplaryCA2SISAttentionPreview(io.ComfyNode):
             category=CATEGORY,
             description="Shows the class whose prompt each pixel attends to in Stable Diffusion at one step, or whose style in CA2-SIS's generator.",
             inputs=[
-                _fraction("percent", 0.3, "Stable Diffusion: the step to show, 0 the first, 1 the last."),
+                _fraction("percent", 0.3, "Stable Diffusion: the step to show. 0 is the first, 1 the last."),
                 io.Int.Input(
                     "seed",
                     default=0,
@@ -182,7 +186,7 @@ class ExemplaryCA2SISAttentionPreview(io.ComfyNode):
             outputs=[
                 io.Image.Output(
                     display_name="image",
-                    tooltip="Each pixel in the colours of the classes that it attends to, mixed by their shares.",
+                    tooltip="Each pixel in the colours of the classes that it attends to, mixed in proportion to their shares.",
                 ),
                 io.Image.Output(
                     display_name="shares", tooltip="One image per class (the base prompt first): white where it is attended to."

@@ -21,8 +21,8 @@ class ExemplaryInstanceSuccess(io.ComfyNode):
             display_name="Instance Success",
             category="exemplary/Evaluation",
             description=(
-                "Measures how many objects are in their boxes and match their phrases: success rate, box overlap and average precision over all "
-                "images of the batch."
+                "Measures how many objects are in the correct box and match their phrase: success rate, box "
+                "overlap and average precision over all images of the batch."
             ),
             inputs=[
                 io.Image.Input("images", tooltip="Generated images; each is compared with the same instances."),
@@ -39,7 +39,7 @@ class ExemplaryInstanceSuccess(io.ComfyNode):
                     min=0.05,
                     max=0.95,
                     step=0.05,
-                    tooltip="Least overlap (intersection over union) of the detected box with the instance's box. 0.5 is usual.",
+                    tooltip="Minimum overlap (intersection over union) between the detected box and the instance's box. 0.5 is a common value.",
                 ),
                 io.String.Input(
                     "detector",
@@ -74,12 +74,13 @@ class ExemplaryRegionCLIPScore(io.ComfyNode):
             display_name="Region CLIP Score",
             category="exemplary/Evaluation",
             description=(
-                "Measures how similar the inpainted region is to the reference image, as in Paint by Example: 100 times the cosine of the CLIP "
-                "embeddings of both. Scores of different CLIP models cannot be compared; papers use ViT-B/32."
+                "Measures how similar the inpainted region is to the reference image, as in Paint by Example: "
+                "100 times the cosine similarity of their CLIP embeddings. Scores from different CLIP models "
+                "cannot be compared; papers use ViT-B/32."
             ),
             inputs=[
                 io.ClipVision.Input("clip_vision", tooltip="Any CLIP vision model; papers use ViT-B/32."),
-                io.Image.Input("image", tooltip="Generated image or images."),
+                io.Image.Input("image", tooltip="One or more generated images."),
                 io.Mask.Input("mask", tooltip="Region that was inpainted; the rectangle around it is measured."),
                 io.Image.Input("exemplar", tooltip="Reference image (the exemplar): one for all results, or one per result."),
             ],

@@ -16,20 +16,21 @@ class ExemplaryCropToEdit(io.ComfyNode):
             display_name="Crop to Edit",
             category="exemplary/CA2-SIS",
             description=(
-                "Crops a window around a mask to the size that an editor works on, such as a face in a photo for CA2-SIS. "
-                "Stitch pastes the result back; outside of the mask and its feather the image does not change."
+                "Crops a window around a mask to the size at which an editor works, such as a face in a photo "
+                "for CA2-SIS. Stitch pastes the result back; outside the mask and its feather, the image does "
+                "not change."
             ),
             inputs=[
-                io.Image.Input("image", tooltip="Image to edit, or several."),
+                io.Image.Input("image", tooltip="One or more images to edit."),
                 io.Mask.Input(
                     "mask",
                     tooltip=(
-                        "Mask of what is edited, such as the face with its hair. Only pixels in it and in the feather change. "
-                        "An image whose mask is empty passes through unchanged."
+                        "Mask of the area to edit, such as the face and hair. Only pixels in the mask and its "
+                        "feather change. An image whose mask is empty passes through unchanged."
                     ),
                 ),
-                io.Int.Input("width", default=256, min=64, max=8192, step=8, tooltip="Width that the editor works on."),
-                io.Int.Input("height", default=256, min=64, max=8192, step=8, tooltip="Height that the editor works on."),
+                io.Int.Input("width", default=256, min=64, max=8192, step=8, tooltip="Width at which the editor works."),
+                io.Int.Input("height", default=256, min=64, max=8192, step=8, tooltip="Height at which the editor works."),
                 io.Float.Input(
                     "context",
                     default=0.3,
@@ -38,19 +39,19 @@ class ExemplaryCropToEdit(io.ComfyNode):
                     step=0.05,
                     tooltip="Margin on each side, as a fraction of the size of the mask's bounding box. 0.3 matches CelebAMask-HQ.",
                 ),
-                io.Int.Input("grow", default=0, min=0, max=512, tooltip="Pixels of the image by which the mask is grown."),
+                io.Int.Input("grow", default=0, min=0, max=512, tooltip="Number of image pixels by which the mask is enlarged."),
                 io.Int.Input(
                     "feather",
                     default=12,
                     min=0,
                     max=512,
-                    tooltip="Pixels around the mask over which the result fades into the image.",
+                    tooltip="Number of pixels around the mask over which the result is blended into the image.",
                 ),
                 io.Combo.Input(
                     "align",
                     options=list(host.ALIGNMENTS),
                     default=host.UPRIGHT,
-                    tooltip="by the eyes: rotates the window so that the eyes of the masked face are level. Needs semantic_map.",
+                    tooltip="by the eyes: rotates the window so that the eyes of the masked face are horizontally aligned. Needs semantic_map.",
                 ),
                 SemanticMapType.Input(
                     "semantic_map", optional=True, tooltip="Semantic map of the whole image; it is cropped in the same way."

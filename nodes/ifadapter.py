@@ -147,7 +147,8 @@ class ExemplaryInstancesFromBoxes(io.ComfyNode):
                     "detections",
                     types=DETECTION_TYPES,
                     optional=True,
-                    tooltip="Boxes as data from another node, such as the elements of a box editor or {bboxes, labels} of Florence-2.",
+                    tooltip="Boxes in other data formats from another node, such as the elements of a box editor or "
+                    "{bboxes, labels} of Florence-2.",
                 ),
                 advanced(
                     io.Int.Input(
@@ -156,7 +157,8 @@ class ExemplaryInstancesFromBoxes(io.ComfyNode):
                         min=-1,
                         max=4096,
                         optional=True,
-                        tooltip="Of boxes in several images, the image whose boxes are used, counted from 0. -1 uses the boxes of all images.",
+                        tooltip="If the boxes belong to several images: index of the image whose boxes are used, "
+                        "starting at 0. -1 uses the boxes of all images.",
                     )
                 ),
             ],
@@ -247,12 +249,13 @@ class ExemplaryApplyIFAdapter(io.ComfyNode):
                     step=0.05,
                     tooltip="Strength of the effect on all objects. 0 leaves the model unchanged.",
                 ),
-                _fraction("start_percent", 0.0, "Part of the sampling at which the effect begins."),
+                _fraction("start_percent", 0.0, "Point in the sampling at which the effect begins, 0 to 1."),
                 _fraction(
                     "end_percent",
                     1.0,
-                    "Part of the sampling at which the effect ends. The layout is decided early, so a smaller value leaves details free. "
-                    "IFAdapter's authors use 0.3 with LoRAs.",
+                    "Point in the sampling at which the effect ends, 0 to 1. The layout is determined in the "
+                    "early steps, so a lower value gives the model more freedom in the details. IFAdapter's "
+                    "authors use 0.3 with LoRAs.",
                 ),
                 io.String.Input(
                     "background",
@@ -283,7 +286,8 @@ class ExemplaryApplyIFAdapter(io.ComfyNode):
                         options=list(FUSIONS),
                         default=FUSIONS[0],
                         optional=True,
-                        tooltip="With an adapter: how overlapping objects share a pixel. The published weights were trained with 'published code'.",
+                        tooltip="Only with an adapter: how the features of overlapping objects are combined. The "
+                        "published weights were trained with 'published code'.",
                     )
                 ),
                 advanced(
@@ -291,7 +295,8 @@ class ExemplaryApplyIFAdapter(io.ComfyNode):
                         "whole_phrase",
                         default=False,
                         optional=True,
-                        tooltip="With an adapter: all layers of its text network attend to every word. Off is what the published weights expect.",
+                        tooltip="Only with an adapter: all layers of its text network attend to every word. The "
+                        "published weights expect this to be off.",
                     )
                 ),
             ],

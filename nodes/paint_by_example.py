@@ -32,14 +32,16 @@ class ExemplaryLoadPaintByExample(io.ComfyNode):
             display_name="Load Paint by Example",
             category=CATEGORY,
             description=(
-                "Loads the model that paints the object of one image into a hole of another (Paint by Example, arXiv 2211.13227), its exemplar "
-                "encoder and its VAE: the published checkpoint, the same as safetensors, or the diffusers folder."
+                "Loads the model that paints the object of one image into a hole of another (Paint by Example, "
+                "arXiv 2211.13227), its exemplar encoder and its VAE: the published checkpoint, a safetensors "
+                "version of it, or the diffusers folder."
             ),
             inputs=[
                 io.Combo.Input(
                     "file",
                     options=files,
-                    tooltip="File in models/paint_by_example. For a diffusers folder choose any of its files; the others are found.",
+                    tooltip="File in models/paint_by_example. For a diffusers folder, choose any of its files; the "
+                    "others are found automatically.",
                 ),
                 io.Combo.Input(
                     "encoder_file",
@@ -50,7 +52,7 @@ class ExemplaryLoadPaintByExample(io.ComfyNode):
                 io.ClipVision.Input(
                     "clip_vision",
                     optional=True,
-                    tooltip="CLIP ViT-L/14 to use instead of the identical copy in the file, so that it is in memory only once.",
+                    tooltip="CLIP ViT-L/14 to use instead of the identical copy in the file, so that it is loaded into memory only once.",
                 ),
             ],
             outputs=[
@@ -78,7 +80,7 @@ class ExemplaryExemplarConditioning(io.ComfyNode):
             ),
             inputs=[
                 ExemplarEncoderType.Input("encoder", tooltip="From Load Paint by Example."),
-                io.Image.Input("image", tooltip="Reference image of the object, or several."),
+                io.Image.Input("image", tooltip="One or more reference images of the object."),
                 _fraction(
                     "strength",
                     1.0,
@@ -90,8 +92,8 @@ class ExemplaryExemplarConditioning(io.ComfyNode):
                     "fit",
                     FITS,
                     (
-                        "How the image is resized to a square. squash: as published; center_crop: as diffusers; "
-                        "pad: whole image, bars in the colour of fill (black for keep, blur)."
+                        "How the image is resized to a square. squash: as published; center_crop: as in "
+                        "diffusers; pad: whole image, with bars in the colour of fill (black for keep and blur)."
                     ),
                 ),
                 _choice("fill", FILLS, "Replaces the background around the masked object. keep: unchanged."),
@@ -99,7 +101,8 @@ class ExemplaryExemplarConditioning(io.ComfyNode):
                 _choice(
                     "several",
                     conditioning.SEVERAL,
-                    "For several images. blend: one object from all; one per picture: one exemplar for each latent of the batch.",
+                    "How several images are used. blend: all of them for one object; one per picture: one "
+                    "exemplar for each latent of the batch.",
                 ),
                 io.String.Input(
                     "weights",
@@ -173,12 +176,13 @@ class ExemplaryPaintByExamplePrepare(io.ComfyNode):
             node_id="ExemplaryPaintByExamplePrepare",
             display_name="Paint by Example Prepare",
             category=CATEGORY,
-            description="Crops a window around the hole to the size that the model works on, and adds the image around the hole to the conditioning.",
+            description="Crops a window around the hole to the size at which the model works, and adds the image around the "
+            "hole to the conditioning.",
             inputs=[
                 io.Conditioning.Input("positive"),
                 io.Conditioning.Input("negative"),
                 io.Vae.Input("vae"),
-                io.Image.Input("image", tooltip="Source image, or several."),
+                io.Image.Input("image", tooltip="One or more source images."),
                 io.Mask.Input(
                     "mask",
                     tooltip="Mask of the hole to paint. An image whose mask is empty passes through unchanged.",
@@ -189,9 +193,9 @@ class ExemplaryPaintByExamplePrepare(io.ComfyNode):
                     min=64,
                     max=8192,
                     step=8,
-                    tooltip="Width that the model works on; it was trained with 512.",
+                    tooltip="Width at which the model works; it was trained with 512.",
                 ),
-                io.Int.Input("height", default=512, min=64, max=8192, step=8, tooltip="Height that the model works on."),
+                io.Int.Input("height", default=512, min=64, max=8192, step=8, tooltip="Height at which the model works."),
                 _choice(
                     "window",
                     crop_host.WINDOWS,
@@ -200,7 +204,7 @@ class ExemplaryPaintByExamplePrepare(io.ComfyNode):
                 _fraction(
                     "context",
                     0.5,
-                    "Margin on each side of the hole, in sizes of the hole, for around the hole.",
+                    "For around the hole: margin on each side of the hole, as a multiple of the hole's size.",
                     10.0,
                     0.05,
                 ),
@@ -209,14 +213,15 @@ class ExemplaryPaintByExamplePrepare(io.ComfyNode):
                     default=4,
                     min=0,
                     max=512,
-                    tooltip="Pixels of the source by which the hole is grown.",
+                    tooltip="Number of source pixels by which the hole is enlarged.",
                 ),
                 io.Int.Input(
                     "feather",
                     default=8,
                     min=0,
                     max=512,
-                    tooltip="Pixels around the hole over which the result fades into the source. The image beyond them does not change.",
+                    tooltip="Number of pixels around the hole over which the result is blended into the source. The "
+                    "image beyond them does not change.",
                 ),
                 _choice(
                     "latent",
@@ -226,7 +231,7 @@ class ExemplaryPaintByExamplePrepare(io.ComfyNode):
                 _choice(
                     "mask_resize",
                     MASK_RESIZES,
-                    "How the hole is resized to the latent grid. nearest: as diffusers; cover: every latent cell that the hole touches.",
+                    "How the hole is resized to the latent grid. nearest: as in diffusers; cover: every latent cell that the hole touches.",
                 ),
                 io.Boolean.Input(
                     "noise_mask",
@@ -274,8 +279,9 @@ class ExemplaryPaintByExampleContext(io.ComfyNode):
             display_name="Paint by Example Context",
             category=CATEGORY,
             description=(
-                "Adds the source image to the model where the method is weak: keeps the structure of what was in the hole, and attends more to "
-                "what is around it. All options are off at 0, which is the published method."
+                "Gives the model more information from the source image: it keeps the structure of the original "
+                "content of the hole, and attends more to the surroundings. All options are off at 0, which is "
+                "the published method."
             ),
             inputs=[
                 io.Model.Input("model", tooltip="MODEL of Load Paint by Example."),
@@ -284,7 +290,7 @@ class ExemplaryPaintByExampleContext(io.ComfyNode):
                 _fraction(
                     "structure",
                     0.0,
-                    "Part of the sampling in which the hole follows the source, so that pose and layout stay. Typical: 0.2 to 0.4.",
+                    "Fraction of the sampling during which the hole follows the source, so that pose and layout are kept. Typical: 0.2 to 0.4.",
                 ),
                 _fraction(
                     "context_attention", 0.0, "Makes the hole attend more to what is around it. Typical: 0.5 to 2.", 5.0, 0.05
@@ -292,9 +298,9 @@ class ExemplaryPaintByExampleContext(io.ComfyNode):
                 _fraction(
                     "source_reference",
                     0.0,
-                    "Makes the hole attend to the unmasked source, by a second model pass in each step.",
+                    "Makes the hole attend to the unmasked source, using a second model pass in each step.",
                 ),
-                _fraction("ring_style", 0.0, "Matches contrast and tone of the hole to the ring around it."),
+                _fraction("ring_style", 0.0, "Matches the contrast and tone of the hole to those of the ring around it."),
                 _fraction(
                     "start_percent",
                     0.0,
@@ -335,7 +341,7 @@ class ExemplaryStitch(io.ComfyNode):
             node_id="ExemplaryStitch",
             display_name="Stitch",
             category=CATEGORY,
-            description="Pastes a result back into its image. Outside of the grown and feathered mask the image is the source, bit for bit.",
+            description="Pastes a result back into its image. Outside the enlarged and feathered mask, the image is identical to the source.",
             inputs=[
                 io.Image.Input("image", tooltip="Decoded result."),
                 StitchType.Input("stitch", tooltip="stitch of Paint by Example Prepare or Crop to Edit."),
@@ -348,7 +354,7 @@ class ExemplaryStitch(io.ComfyNode):
                     "together",
                     default=False,
                     optional=True,
-                    tooltip="With several masks of one image: pastes all results into one copy of the image, instead of one copy each.",
+                    tooltip="For several masks of one image: pastes all results into one copy of the image, instead of one copy per mask.",
                 ),
             ],
             outputs=[io.Image.Output()],
@@ -366,7 +372,8 @@ class ExemplaryMaskShape(io.ComfyNode):
             node_id="ExemplaryMaskShape",
             display_name="Mask Shape",
             category=CATEGORY,
-            description="Draws the mask shapes of Paint by Example's training: an extended box, or curves around a box with jittered corners.",
+            description="Draws mask shapes as in the training of Paint by Example: an extended box, or curves around a box "
+            "with jittered corners.",
             inputs=[
                 io.Int.Input("width", default=512, min=8, max=8192, tooltip="Width of the mask. Ignored if a mask is connected."),
                 io.Int.Input(
@@ -384,14 +391,14 @@ class ExemplaryMaskShape(io.ComfyNode):
                 _fraction(
                     "extension",
                     EXTENSION,
-                    "Largest distance by which a side moves outwards, as a fraction of its distance to the image's edge.",
+                    "Maximum distance by which a side is moved outwards, as a fraction of its distance to the image's edge.",
                 ),
                 io.Int.Input(
                     "jitter",
                     default=JITTER,
                     min=0,
                     max=100,
-                    tooltip="Largest random offset of each corner of a curve, in pixels.",
+                    tooltip="Maximum random offset of each corner of a curve, in pixels.",
                 ),
                 io.Int.Input(
                     "seed",
@@ -401,8 +408,14 @@ class ExemplaryMaskShape(io.ComfyNode):
                     control_after_generate=True,
                     tooltip="Seed for the random shape.",
                 ),
-                io.Int.Input("count", default=1, min=1, max=64, tooltip="Number of masks, for each connected mask."),
-                io.Mask.Input("mask", optional=True, tooltip="Replaces the box by the bounding box of this mask."),
+                io.Int.Input(
+                    "count",
+                    default=1,
+                    min=1,
+                    max=64,
+                    tooltip="Number of masks to generate. If a mask is connected: the number per input mask.",
+                ),
+                io.Mask.Input("mask", optional=True, tooltip="Replaces the box with the bounding box of this mask."),
             ],
             outputs=[io.Mask.Output()],
         )

@@ -21,8 +21,9 @@ class ExemplaryPlaygroundModels(io.ComfyNode):
             display_name="Playground Models",
             category="exemplary/Playground",
             description=(
-                "Small models that ship with the pack, for drawn scenes of 128x128 pixels: a base model, text encoder, VAE and image encoder. "
-                "Replace this node by a checkpoint loader to use your own models."
+                "Small models that ship with the pack, for drawn scenes of 128x128 pixels: a base model, text "
+                "encoder, VAE and image encoder. Replace this node with a checkpoint loader to use your own "
+                "models."
             ),
             inputs=[
                 io.Combo.Input(
@@ -31,8 +32,9 @@ class ExemplaryPlaygroundModels(io.ComfyNode):
                     default=BASES[0],
                     optional=True,  # prompts saved before there was a choice have none
                     tooltip=(
-                        "UNet: Stable Diffusion's architecture, all kinds of scenes. Transformer: Z-Image's architecture (a DiT), trained on "
-                        "objects, with reference images; use euler, simple and a cfg of about 4."
+                        "UNet: Stable Diffusion architecture, trained on all types of scene. Transformer: "
+                        "Z-Image architecture (a DiT), trained on objects, with reference images; use the euler "
+                        "sampler, the simple scheduler and a CFG of about 4."
                     ),
                 ),
             ],
@@ -58,16 +60,16 @@ class ExemplaryPlaygroundScene(io.ComfyNode):
             node_id="ExemplaryPlaygroundScene",
             display_name="Playground Scene",
             category="exemplary/Playground",
-            description="One drawn scene with everything that is known about it: image, semantic map, boxes with phrases, caption, masks.",
+            description="Generates a drawn scene with its annotations: image, semantic map, boxes with phrases, caption and masks.",
             inputs=[
-                io.Combo.Input("kind", options=list(KINDS), default=KINDS[0], tooltip="What is drawn."),
+                io.Combo.Input("kind", options=list(KINDS), default=KINDS[0], tooltip="Type of scene to draw."),
                 io.Int.Input(
                     "seed",
                     default=0,
                     min=0,
                     max=0xFFFFFFFF,
                     control_after_generate=True,
-                    tooltip="The scene's number; each is always the same.",
+                    tooltip="Number of the scene. The same number always gives the same scene.",
                 ),
                 io.Int.Input(
                     "size",
@@ -80,7 +82,7 @@ class ExemplaryPlaygroundScene(io.ComfyNode):
                 io.Boolean.Input(
                     "held_out",
                     default=True,
-                    tooltip="Scenes that the playground models have not seen in training. Off: the scenes that they were trained on.",
+                    tooltip="On: scenes that were not used to train the playground models. Off: scenes that they were trained on.",
                 ),
             ],
             outputs=[

@@ -43,9 +43,9 @@ class ExemplaryRegionalReferences(io.ComfyNode):
                     )
                 ),
                 io.Conditioning.Input(
-                    "negative", optional=True, tooltip="Receives the references too. Connect it if CFG is above 1."
+                    "negative", optional=True, tooltip="The references are also added to it. Connect it if CFG is above 1."
                 ),
-                InstancesType.Input("instances", optional=True, tooltip="Boxes or masks with a reference image on each."),
+                InstancesType.Input("instances", optional=True, tooltip="Boxes or masks, each with a reference image."),
                 io.Image.Input(
                     "references",
                     optional=True,

@@ -28,7 +28,7 @@ class ExemplaryRetrieveExemplar(io.ComfyNode):
             inputs=[
                 SemanticMapType.Input(
                     "target",
-                    tooltip="Semantic map to find a reference image (exemplar) for. A batch gets one exemplar for all its maps.",
+                    tooltip="Semantic map to find a reference image (exemplar) for. For a batch, one exemplar is chosen for all maps.",
                 ),
                 io.String.Input(
                     "folder",
@@ -56,9 +56,18 @@ class ExemplaryRetrieveExemplar(io.ComfyNode):
                     max=64,
                     tooltip="Number of pairs to output, starting at pick. The following nodes run once per pair.",
                 ),
-                _weight("classes_weight", "Weight of showing enough of every class of the target."),
-                _weight("proportions_weight", "Weight of having the classes in the target's proportions."),
-                _weight("layout_weight", "Weight of having the classes at the same positions as in the target."),
+                _weight(
+                    "classes_weight",
+                    "Weight of the classes measure: whether the exemplar contains enough of every class of the target.",
+                ),
+                _weight(
+                    "proportions_weight",
+                    "Weight of the proportions measure: whether the classes have the same proportions as in the target.",
+                ),
+                _weight(
+                    "layout_weight",
+                    "Weight of the layout measure: whether the classes are at the same positions as in the target.",
+                ),
                 advanced(
                     io.Float.Input(
                         "tie",
@@ -76,13 +85,15 @@ class ExemplaryRetrieveExemplar(io.ComfyNode):
                         min=0.0,
                         max=442.0,
                         step=1.0,
-                        tooltip="Largest distance of a pixel of a map to the colour of its class, as in Semantic Map from Image.",
+                        tooltip="Maximum distance between the colour of a pixel in a map and the colour of its class, as "
+                        "in Semantic Map from Image.",
                     )
                 ),
                 io.ClipVision.Input(
                     "clip_vision",
                     optional=True,
-                    tooltip="Orders pairs with nearly equal scores by their similarity to image, or by that of the maps if no image is connected.",
+                    tooltip="Orders pairs with nearly equal scores by the similarity of their images to image, or of "
+                    "their maps to the target map if image is not connected.",
                 ),
                 io.Image.Input(
                     "image",

@@ -27,20 +27,23 @@ class ExemplaryLoadSegmentationModel(io.ComfyNode):
                     "model",
                     options=host.models(),
                     default=host.DETECTOR,
-                    tooltip="A folder in models/segmentation with config.json, preprocessor_config.json and model.safetensors. The playground "
-                    "detector ships with the pack and knows the playground's drawn images only.",
+                    tooltip="A folder in models/segmentation with config.json, preprocessor_config.json and "
+                    "model.safetensors. The playground detector ships with the pack and only works on the "
+                    "playground's drawn images.",
                 ),
                 advanced(
                     io.Combo.Input(
                         "precision",
                         options=list(host.PRECISIONS),
                         default="automatic",
-                        tooltip="Type of the weights. automatic: float16 on graphics cards that compute with it, else float32. OneFormer always "
-                        "uses float32.",
+                        tooltip="Data type of the weights. automatic: float16 on graphics cards that support it, "
+                        "otherwise float32. OneFormer always uses float32.",
                     )
                 ),
             ],
-            outputs=[SegmentationModelType.Output(display_name="segmentation_model", tooltip="For Segment Image.")],
+            outputs=[
+                SegmentationModelType.Output(display_name="segmentation_model", tooltip="The loaded model, for Segment Image.")
+            ],
         )
 
     @classmethod
@@ -55,16 +58,17 @@ class ExemplarySegmentImage(io.ComfyNode):
             node_id="ExemplarySegmentImage",
             display_name=host.SEGMENT,
             category=CATEGORY,
-            description="Makes a semantic map of an image with a segmentation model: photos with a model from models/segmentation, the "
-            "playground's drawn images without any.",
+            description="Makes a semantic map of an image with a segmentation model: photos need a model from "
+            "models/segmentation, the playground's drawn images need none.",
             inputs=[
                 io.Image.Input("image", tooltip="The image to segment, of any size. A batch becomes a batch of maps."),
                 io.Combo.Input(
                     "palette",
                     options=[host.AUTOMATIC, *PALETTE_NAMES],
                     default=host.AUTOMATIC,
-                    tooltip="automatic: the data set whose classes the model has, else the model's own class names. Another palette converts the "
-                    "classes by name; for a model without class names it numbers them.",
+                    tooltip="automatic: the data set whose classes the model uses, otherwise the model's own class "
+                    "names. Another palette: classes are converted by name, or by number if the model has no "
+                    "class names.",
                 ),
                 io.Int.Input(
                     "resolution",
@@ -72,8 +76,8 @@ class ExemplarySegmentImage(io.ComfyNode):
                     min=0,
                     max=4096,
                     step=32,
-                    tooltip="Short side in pixels at which the model sees the image or each tile; 0 uses the model's own. More finds smaller "
-                    "objects and takes longer.",
+                    tooltip="Short side in pixels to which the image or each tile is resized for the model; 0 uses the "
+                    "model's default. A higher value finds smaller objects but takes longer.",
                 ),
                 io.Int.Input(
                     "tile_size",
@@ -81,8 +85,8 @@ class ExemplarySegmentImage(io.ComfyNode):
                     min=0,
                     max=8192,
                     step=64,
-                    tooltip="Segments large images in overlapping squares of this many image pixels, for fine detail; 0 looks at the whole image "
-                    "at once. Typical: 1024.",
+                    tooltip="Segments large images in overlapping square tiles with this side length in pixels, for fine "
+                    "detail; 0 processes the whole image at once. Typical: 1024.",
                 ),
                 advanced(
                     io.Float.Input(
@@ -97,12 +101,14 @@ class ExemplarySegmentImage(io.ComfyNode):
                 SegmentationModelType.Input(
                     "segmentation_model",
                     optional=True,
-                    tooltip="From Load Segmentation Model. Unconnected: the playground's detector, for drawn images.",
+                    tooltip="From Load Segmentation Model. If not connected, the playground's detector is used, for drawn images.",
                 ),
             ],
             outputs=[
                 SemanticMapType.Output(display_name="semantic_map", tooltip="The class of every pixel, in the image's size."),
-                io.String.Output(display_name="report", tooltip="Coverage of each class, and classes that the palette lacks."),
+                io.String.Output(
+                    display_name="report", tooltip="Coverage of each class, and classes that are missing from the palette."
+                ),
             ],
         )
 

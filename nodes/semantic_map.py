@@ -123,7 +123,7 @@ class SemanticMapFromMasks(io.ComfyNode):
             description="Paints a class where a mask is, or one class per mask of a batch with class_names. Chain nodes through semantic_map; "
             "where masks overlap, the later one wins.",
             inputs=[
-                io.Mask.Input("mask", tooltip="Where to paint. A mask of another size than the map is resized."),
+                io.Mask.Input("mask", tooltip="Where to paint. A mask with a different size from the map's is resized."),
                 io.String.Input(
                     "class_name",
                     default="person",
@@ -139,7 +139,7 @@ class SemanticMapFromMasks(io.ComfyNode):
                 io.String.Input(
                     "background",
                     default="",
-                    tooltip="The class of every pixel that is still void after painting. Empty leaves them void.",
+                    tooltip="Class for all pixels that are still void after painting. If empty, they remain void.",
                 ),
                 io.Float.Input(
                     "threshold",
@@ -147,18 +147,18 @@ class SemanticMapFromMasks(io.ComfyNode):
                     min=0.01,
                     max=1.0,
                     step=0.01,
-                    tooltip="Soft masks count where they are at least this.",
+                    tooltip="Mask values at or above this threshold are assigned to the class.",
                 ),
                 SemanticMapType.Input(
-                    "semantic_map", optional=True, tooltip="The map to paint on. Leave it unconnected to begin one."
+                    "semantic_map", optional=True, tooltip="The map to paint on. If not connected, a new map is created."
                 ),
                 io.String.Input(
                     "class_names",
                     default="",
                     multiline=True,
                     optional=True,
-                    tooltip="For a batch of masks that belong to one image: one class name per mask, separated by commas or lines. Empty: every "
-                    "mask of the batch makes a separate map with class_name.",
+                    tooltip="For a batch of masks that belong to one image: one class name per mask, separated by commas "
+                    "or line breaks. If empty, each mask in the batch becomes a separate map, using class_name.",
                 ),
             ],
             outputs=[SemanticMapType.Output(display_name="semantic_map", tooltip="The map with the painted classes.")],
@@ -187,15 +187,16 @@ class SemanticMapRemap(io.ComfyNode):
                     "rules",
                     default="",
                     multiline=True,
-                    tooltip="One rule per line: car, truck -> bus. * matches every other class: * -> void. A colour declares a new class: "
-                    "car, bus -> vehicle #0000ff. A JSON object of from and to works too.",
+                    tooltip="One rule per line: car, truck -> bus. * matches every other class: * -> void. A colour "
+                    "declares a new class: car, bus -> vehicle #0000ff. A JSON object that maps old to new class "
+                    "names also works.",
                 ),
                 io.Combo.Input(
                     "palette",
                     options=[_KEEP, *PALETTE_NAMES],
                     default=_KEEP,
-                    tooltip="keep: classes without a rule are unchanged. Another palette: they become its class with the same name or a synonym, "
-                    "or void if it has none.",
+                    tooltip="keep: classes without a rule are unchanged. Another palette: classes without a rule become "
+                    "the class with the same name or a synonym, or void if there is none.",
                 ),
                 SemanticMapType.Input(
                     "palette_from", optional=True, tooltip="Converts to this map's palette instead of the one chosen above."
@@ -203,7 +204,9 @@ class SemanticMapRemap(io.ComfyNode):
             ],
             outputs=[
                 SemanticMapType.Output(display_name="semantic_map", tooltip="The converted map."),
-                io.String.Output(display_name="report", tooltip="Which class became which, and which became void."),
+                io.String.Output(
+                    display_name="report", tooltip="Lists how each class was converted, and which classes became void."
+                ),
             ],
         )
 
@@ -223,15 +226,16 @@ class SemanticMapToMask(io.ComfyNode):
             node_id="ExemplarySemanticMapToMask",
             display_name="Semantic Map to Mask",
             category=CATEGORY,
-            description="The pixels of one or several classes as a hard mask.",
+            description="Outputs the pixels of one or more classes as a binary mask.",
             inputs=[
                 SemanticMapType.Input("semantic_map", tooltip="The semantic map."),
                 io.String.Input(
                     "classes",
                     default="person",
                     multiline=True,
-                    tooltip="Class names separated by commas or lines, for example: car, bus. * selects every class, void the pixels without "
-                    "one. A class that the map does not have gives an empty mask.",
+                    tooltip="Class names separated by commas or line breaks, for example: car, bus. * selects every "
+                    "class, and void selects the pixels without a class. A class that is not in the map gives an "
+                    "empty mask.",
                 ),
             ],
             outputs=[io.Mask.Output(display_name="mask", tooltip="1 for pixels of these classes, 0 elsewhere.")],

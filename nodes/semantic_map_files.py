@@ -51,21 +51,21 @@ class ExemplaryLoadSemanticMap(io.ComfyNode):
             node_id="ExemplaryLoadSemanticMap",
             display_name=host.LOAD,
             category=CATEGORY,
-            description="Loads a semantic map from a file: one of Save Semantic Map exactly, label files of other programs by their colours or "
-            "class numbers, 16-bit and palette PNGs included.",
+            description="Loads a semantic map from a file. Files of Save Semantic Map are restored exactly; label files of "
+            "other programs, including 16-bit and palette PNGs, are read by colours or class numbers.",
             inputs=[
                 io.Combo.Input(
                     "image",
                     options=host.files(),
                     upload=io.UploadType.image,
                     image_folder=io.FolderType.input,
-                    tooltip="A label file in the input folder, or upload one.",
+                    tooltip="A label file in the input folder. You can also upload one.",
                 ),
                 io.Combo.Input(
                     "palette",
                     options=PALETTE_CHOICES,
                     default=PALETTE_NAMES[0],
-                    tooltip="The classes of the file. Files of Save Semantic Map have their own and ignore this.",
+                    tooltip="The classes of the file. Ignored for files of Save Semantic Map, which contain their own classes.",
                 ),
                 advanced(
                     io.Float.Input(

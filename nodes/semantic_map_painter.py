@@ -25,8 +25,8 @@ class SemanticMapPainter(io.ComfyNode):
             node_id="ExemplarySemanticMapPainter",
             display_name="Semantic Map Painter",
             category="exemplary/Semantic map",
-            description="Paint a semantic map on the node, or correct one that comes in: brush, fill, polygon, rectangle and eraser, with "
-            "the classes of a palette or your own.",
+            description="Paint a semantic map on the node, or edit a connected one: brush, fill, polygon, rectangle and "
+            "eraser, with the classes of a palette or your own.",
             inputs=[
                 io.Int.Input(
                     "width",
@@ -48,14 +48,15 @@ class SemanticMapPainter(io.ComfyNode):
                     io.String.Input(
                         "painting",
                         default=NEW,
-                        tooltip='The painting as JSON: {"palette": "ADE20K", "classes": [{"name": "sky", "color": "#06e6e6"}], "labels": '
-                        "an 8-bit PNG as base64}. The value of a pixel is the number of its class, 254 is void, 255 is unpainted.",
+                        tooltip='The painting as JSON: {"palette": "ADE20K", "classes": [{"name": "sky", "color": '
+                        '"#06e6e6"}], "labels": an 8-bit PNG as base64}. Each pixel value is the number of its '
+                        "class; 254 is void and 255 is unpainted.",
                     )
                 ),
                 SemanticMapType.Input(
                     "semantic_map",
                     optional=True,
-                    tooltip="The map to correct. It appears on the node after a run; unpainted pixels keep its classes.",
+                    tooltip="The map to edit. It appears on the node after a run; unpainted pixels keep its classes.",
                 ),
                 io.Image.Input(
                     "image", optional=True, tooltip="Shown behind the map while you paint. It does not change the result."

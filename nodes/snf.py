@@ -24,10 +24,10 @@ def _cfg(name: str, tooltip: str) -> io.Float.Input:
 
 def _bounds() -> list[io.Input]:
     start = (
-        "When the subject model starts to act, as a fraction of the sampling. Before it, only the scene model is used and decides "
-        "the layout. Lower it if the person is not recognisable."
+        "Point in the sampling at which the subject model is first used, 0 to 1. Before it, only the scene model "
+        "is used, which determines the layout. Lower it if the person is not recognisable."
     )
-    end = "When the scene model stops and only the subject model is used, as a fraction of the sampling. 1: never."
+    end = "Point in the sampling after which only the subject model is used, 0 to 1. 1: the scene model is used until the end."
     return [
         io.Float.Input("start_percent", default=0.31, min=0.0, max=1.0, step=0.01, tooltip=start),
         io.Float.Input("end_percent", default=0.61, min=0.0, max=1.0, step=0.01, tooltip=end),
@@ -59,7 +59,8 @@ def _subject_inputs() -> list[io.Input]:
         ),
         io.Conditioning.Input(
             "subject_text",
-            tooltip="The same prompt without the subject. The difference between the two decides where the subject model is used.",
+            tooltip="The same prompt without the subject. The difference between the predictions for the two prompts "
+            "determines where the subject model is used.",
         ),
     ]
 
@@ -85,8 +86,9 @@ class ExemplaryLoadSubjectModel(io.ComfyNode):
             display_name="Load Subject Model",
             category=CATEGORY,
             description=(
-                "Loads a model that draws persons from reference images: Face-diffuser (SDM) or FastComposer, both for Stable "
-                "Diffusion 1.5, or the small model for the playground that ships with the pack. The kind is detected from the weights."
+                "Loads a model that draws people from reference images: Face-diffuser (SDM) or FastComposer, "
+                "both for Stable Diffusion 1.5, or the small model for the playground that ships with the pack. "
+                "The kind is detected from the weights."
             ),
             inputs=[
                 io.Combo.Input(
@@ -114,12 +116,13 @@ class ExemplarySubjectEncode(io.ComfyNode):
             node_id="ExemplarySubjectEncode",
             display_name="Subject Encode",
             category=CATEGORY,
-            description="Encodes a prompt with persons from reference images. Write <|image|> behind the word of each person.",
+            description="Encodes a prompt with people from reference images. Write <|image|> after the word for each person.",
             is_input_list=True,
             inputs=[
                 io.Clip.Input("clip", tooltip="CLIP of a Stable Diffusion 1.5 checkpoint, or of the playground."),
                 io.ClipVision.Input(
-                    "clip_vision", tooltip="The image encoder from Load Subject Model. Other CLIP vision models do not fit."
+                    "clip_vision",
+                    tooltip="The image encoder from Load Subject Model. Other CLIP vision models are not compatible.",
                 ),
                 SubjectFuserType.Input("fuser", tooltip="The network from Load Subject Model that fuses images with words."),
                 io.String.Input(
@@ -127,13 +130,13 @@ class ExemplarySubjectEncode(io.ComfyNode):
                     multiline=True,
                     default="a person <|image|> in a park",
                     tooltip=(
-                        "The prompt, with <|image|> (or <A*>) behind the word of each person. Weights like (word:1.2) have no effect."
+                        "The prompt, with <|image|> (or <A*>) after the word for each person. Weights like (word:1.2) have no effect."
                     ),
                 ),
                 io.Image.Input(
                     "images",
                     tooltip=(
-                        "Reference images, one per marker, as a batch or a list. In a list, the images of one batch show one person."
+                        "Reference images, one per marker, as a batch or a list. In a list, all images of a batch show the same person."
                     ),
                 ),
                 io.Combo.Input(
@@ -381,9 +384,9 @@ class ExemplarySaliencyPreview(io.ComfyNode):
                     "guider",
                     tooltip="The Subject Fusion Guider (SNF), or the guider output of the Subject Fusion Sampler (SNF).",
                 ),
-                io.Latent.Input("latent", tooltip="The sampler's result. Makes this node run after the sampler."),
-                io.Int.Input("picture", default=1, min=1, max=4096, tooltip="Number of the image in the batch, from 1."),
-                io.Image.Input("image", optional=True, tooltip="Image to show below the masks, such as the decoded result."),
+                io.Latent.Input("latent", tooltip="The sampler's result. Connecting it makes this node run after the sampler."),
+                io.Int.Input("picture", default=1, min=1, max=4096, tooltip="Number of the image in the batch, starting at 1."),
+                io.Image.Input("image", optional=True, tooltip="Image to show under the masks, such as the decoded result."),
             ],
             outputs=[
                 io.Image.Output(display_name="maps"),
