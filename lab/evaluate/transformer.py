@@ -98,7 +98,7 @@ def reference_figures(studio: TransformerStudio, count: int) -> list[Figure]:
 def layout_figures(studio: TransformerStudio, count: int) -> list[Figure]:
     """Instance success of boxes, weight-free, against the caption without boxes.
 
-    The space between the boxes has a prompt of its own, and boxes are kept apart in part: with the node's defaults objects of this small
+    A background prompt describes the space between the boxes, and boxes are partly isolated: with the defaults, objects of this small
     model grow beyond their boxes.
     """
     layouts, seeds = measures.held_out_layouts(count), list(range(count))
