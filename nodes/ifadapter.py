@@ -239,7 +239,7 @@ class ExemplaryApplyIFAdapter(io.ComfyNode):
             ),
             inputs=[
                 io.Model.Input("model"),
-                io.Clip.Input("clip", tooltip="Encodes the phrases. Must be the CLIP of the same checkpoint."),
+                io.Clip.Input("clip", tooltip="Encodes the phrases. Must be the CLIP from the same checkpoint as the model."),
                 InstancesType.Input("instances", tooltip="Boxes and their phrases."),
                 io.Float.Input(
                     "strength",

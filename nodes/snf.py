@@ -37,7 +37,7 @@ def _bounds() -> list[io.Input]:
 def _scene_inputs(optional: bool) -> list[io.Input]:
     return [
         io.Model.Input(
-            "model", optional=optional, tooltip="The scene model: any checkpoint with the same latents as the subject model."
+            "model", optional=optional, tooltip="The scene model: any checkpoint with the same latent space as the subject model."
         ),
         io.Conditioning.Input("positive", optional=optional, tooltip="The prompt of the scene model, without markers."),
         io.Conditioning.Input("negative", optional=optional, tooltip="The negative prompt of the scene model."),

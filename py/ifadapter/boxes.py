@@ -208,7 +208,7 @@ def _check_unit(boxes: list[RawBox], unit: str) -> None:
     shown = format_value(max(boxes, key=lambda box: max(map(abs, box.numbers))).numbers)
     if unit == "0-1" and largest > 2.0:
         raise ValueError(
-            f"The box {shown} lies outside of the image, which goes from 0 to 1. If these are pixels, choose a pixel format and give the "
+            f"The box {shown} lies outside the image; coordinates must be from 0 to 1. If these are pixels, choose a pixel format and give the "
             "image's width and height; if they go to 1000, choose a format with 0-1000."
         )
     if unit == "0-1000" and largest > 1100.0:

@@ -128,7 +128,7 @@ def check_box(box: Sequence[float], phrase: str) -> Box:
     x0, y0, x1, y1 = (min(max(n, 0.0), 1.0) for n in (x0, y0, x1, y1))
     if x1 <= x0 or y1 <= y0:
         raise ValueError(
-            f"Instance {shorten(phrase)}: the box {format_value(numbers)} lies outside of the image, which goes from 0 to 1. "
+            f"Instance {shorten(phrase)}: the box {format_value(numbers)} lies outside the image; coordinates must be from 0 to 1. "
             "If these are pixels, choose a pixel format and give the image's width and height."
         )
     return x0, y0, x1, y1

@@ -11,7 +11,7 @@ test("a stroke covers its circle and says where", () => {
   expect(count(raster, 3)).toBeLessThan(1.05 * Math.PI * 100);
 });
 
-test("a fine brush paints the pixel under it, and none outside of the image", () => {
+test("a fine brush paints the pixel under it, and none outside the image", () => {
   const raster = new Raster(8, 8);
   raster.stroke([3.9, 4.9], [3.9, 4.9], 0.3, 1);
   expect(raster.labels[4 * 8 + 3]).toBe(1);

@@ -125,7 +125,7 @@ def test_boxes_of_a_larger_image_are_pointed_out():
     assert layout.instances.items[1].box == pytest.approx((400 / 512, 300 / 512, 1, 1))
     assert "1 of 2 boxes leave the image and are cut off (2)" in layout.warnings[0]
     assert not from_boxes([[-2, 0, 514, 512]], ["a"], XYXY_PX, 512, 512).warnings  # detectors are a pixel or two off
-    with pytest.raises(ValueError, match="outside of the image"):
+    with pytest.raises(ValueError, match="outside the image"):
         from_boxes([[600, 0, 700, 100]], ["a"], XYXY_PX, 512, 512)
 
 

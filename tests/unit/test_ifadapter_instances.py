@@ -20,8 +20,8 @@ XYXY, XYWH, XYXY_PX, XYWH_PX, YXYX, XYXY_1000, CXCYWH, CXCYWH_PX = BOX_FORMATS
     [
         ((0.5, 0.5, 0.5, 0.9), "has no area"),
         ((0.6, 0.1, 0.2, 0.9), "has no area"),
-        ((1.2, 0.1, 1.5, 0.9), "outside of the image"),
-        ((10, 10, 200, 200), "outside of the image"),
+        ((1.2, 0.1, 1.5, 0.9), "outside the image"),
+        ((10, 10, 200, 200), "outside the image"),
         ((float("nan"), 0, 1, 1), "four finite numbers"),
         ((0, 0, float("inf"), 1), "four finite numbers"),
         ((0, 0, 1), "four finite numbers"),

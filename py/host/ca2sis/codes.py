@@ -235,7 +235,7 @@ def _table(loaded: LoadedCA2SIS, semantic_map: SemanticMap, order: str, node: st
     if unknown:
         few = ", ".join(unknown[:6]) + (f" and {len(unknown) - 6} more" if len(unknown) > 6 else "")
         raise ValueError(
-            f"{node}: the map shows {few} (palette {source.name!r}), which these weights ({loaded.file}) do not know. They know: "
+            f"{node}: the map shows {few} (palette {source.name!r}), which these weights ({loaded.file}) do not support. Supported classes: "
             f"{', '.join(loaded.labels[:24])}. Use Semantic Map Remap to map those classes to supported ones or to void, or load weights trained on "
             f"this data set{'; for ADE20K none were published' if source.name == 'ADE20K' else ''}."
         )

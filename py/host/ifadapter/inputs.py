@@ -130,6 +130,6 @@ def check_width(model: Any, keys: list[hooks.LayerKey], texts: Iterable[PhraseTo
     wrong = next((text.width for text in texts if needed is not None and text.width != needed), None)
     if wrong is not None:
         raise ValueError(
-            f"{NODE}: this CLIP gives text of width {wrong}, but the MODEL ({hooks.model_name(model)}) takes width {needed}. "
+            f"{NODE}: this CLIP produces text embeddings of width {wrong}, but the MODEL ({hooks.model_name(model)}) takes width {needed}. "
             "Connect the CLIP, or conditionings from the CLIP, that came with the same checkpoint."
         )

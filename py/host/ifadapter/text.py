@@ -50,7 +50,7 @@ def encode_for_adapter(clip: Any, phrases: Sequence[str], config: Config, node: 
     width = hidden[config.eot_layer].shape[-1]
     if width != config.width:
         raise ValueError(
-            f"{node}: this CLIP gives text of width {width}, but the adapter was trained with width {config.width} "
+            f"{node}: this CLIP produces text embeddings of width {width}, but the adapter was trained with width {config.width} "
             f"({_named(config)}). Connect the CLIP of the checkpoint that the adapter is for."
         )
     used = torch.tensor(counts)

@@ -70,7 +70,7 @@ def check_pair(scene: Any, subject: Any, node: str) -> None:
     kinds = [prediction_of(patcher) for patcher in (scene, subject)]
     if kinds[0] != kinds[1]:
         raise ValueError(
-            f"{node}: the two models have different predictions ({kinds[0]} and {kinds[1]}): {names}. "
+            f"{node}: the two models have different prediction types ({kinds[0]} and {kinds[1]}): {names}. "
             "Use two checkpoints of one kind; if a ModelSampling node is on one of them, put the same on the other."
         )
     ends = [float(patcher.get_model_object("model_sampling").sigma_max) for patcher in (scene, subject)]

@@ -170,7 +170,7 @@ def split_prompt(prompt: str, who: str = ENCODE_NODE) -> tuple[str, list[str]]:
         words = " ".join(" ".join(parts[:number]).split())
         if not words:
             raise ValueError(
-                f"{who}: the prompt begins with a marker. Write it behind the word of the person: 'a man {MARKER} in a park'."
+                f"{who}: the prompt begins with a marker. Put the marker directly after the word for the person: 'a man {MARKER} in a park'."
             )
         before.append(words)
     return " ".join(" ".join(parts).split()), before
@@ -212,7 +212,7 @@ def _last_position(clip: Any, words: str, number: int, who: str) -> int:
         )
     if length < 2:
         raise ValueError(
-            f"{who}: there is no word before marker {number} that CLIP knows. Write it behind the word of the person."
+            f"{who}: CLIP knows no word before marker {number}. Put the marker directly after the word for the person."
         )
     return length - 1
 
