@@ -221,7 +221,7 @@ export function keepKey(event, done) {
  * @param {(event: WheelEvent) => boolean} [wheel] uses the wheel itself and says so
  */
 export function passToCanvas(root, scrollers, wheel = () => false) {
-  const classic = () => root.closest(".dom-widget") !== null; // the Vue renderer hears them itself
+  const classic = () => root.closest(".dom-widget") !== null; // the Vue renderer handles them itself
   const pass = (name, wanted, act) => root.addEventListener(name, (event) => classic() && wanted(event) && act(event));
   pass("pointerdown", (event) => event.button === 1, (event) => app.canvas.processMouseDown(event));
   pass("pointermove", (event) => (event.buttons & 4) === 4, (event) => app.canvas.processMouseMove(event));

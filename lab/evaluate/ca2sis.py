@@ -71,13 +71,14 @@ def by_classes(studio: Studio, settings: ca2sis_attention.Settings = ca2sis_atte
                 prompts = ca2sis_attention.class_prompt(name, studio.encode(phrase), prompts=prompts)
             semantic_map = SemanticMap(torch.from_numpy(scene.labels)[None], named_palette("playground"))
             model = ca2sis_attention.apply(studio.model, semantic_map, prompts, settings=settings)
-            pictures.append(studio.sample(model, studio.encode(_joined(scene)), seed))
+            pictures.append(studio.sample(model, studio.encode(join_phrases(scene)), seed))
         return torch.cat(pictures)
 
     return paint
 
 
-def _joined(scene: Scene) -> str:
+def join_phrases(scene: Scene) -> str:
+    """The phrases of a scene's classes as one prompt."""
     return ", ".join(face_edits.phrases_of(scene).values())
 
 
@@ -90,7 +91,7 @@ def figures(quick: bool) -> Iterator[dict]:
         face_edits.attention_figures(
             studio.detector,
             by_classes(studio),
-            lambda scenes, seeds: studio.paint([_joined(scene) for scene in scenes], seeds),
+            lambda scenes, seeds: studio.paint([join_phrases(scene) for scene in scenes], seeds),
             100 // share,
         ),
     ]

@@ -130,7 +130,7 @@ def figures(quick: bool) -> Iterator[dict]:
     found = face_edits.attention_figures(
         studio.detector,
         ca2sis.by_classes(studio),
-        lambda scenes, seeds: studio.paint([ca2sis._joined(scene) for scene in scenes], seeds),
+        lambda scenes, seeds: studio.paint([ca2sis.join_phrases(scene) for scene in scenes], seeds),
         100 // share,
     )
     for figure in found:

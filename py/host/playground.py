@@ -261,6 +261,11 @@ def load_model(changes: Mapping[str, Tensor] | None = None) -> comfy.model_patch
     """The base UNet as a MODEL, with some of its weights replaced by `changes`; its first convolution may read more channels."""
     sd = read_weights("unet") | dict(changes or {})
     config = PlaygroundModelConfig(UNET_CONFIG | {"in_channels": sd["input_blocks.0.0.weight"].shape[1]})
+    return load_base(config, sd)
+
+
+def load_base(config: Any, sd: dict[str, Tensor]) -> comfy.model_patcher.ModelPatcher:
+    """Weights as a MODEL of a host configuration, in the type and on the devices that the host chooses for its own models."""
     load_device = comfy.model_management.get_torch_device()
     offload_device = comfy.model_management.unet_offload_device()
     parameters = comfy.utils.calculate_parameters(sd)

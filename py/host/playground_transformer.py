@@ -12,15 +12,13 @@ from typing import Any
 import comfy.conds
 import comfy.latent_formats
 import comfy.model_base
-import comfy.model_management
 import comfy.model_patcher
 import comfy.supported_models
-import comfy.utils
 import torch
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
-from .playground import CONTEXT_DIM, read_weights
+from .playground import CONTEXT_DIM, load_base, read_weights
 
 FILE = "transformer"  # below assets/playground
 KEY = "exemplary_playground"
@@ -63,8 +61,6 @@ class PlaygroundTransformerConfig(comfy.supported_models.Lumina2):
 
 class PlaygroundTransformer(comfy.model_base.Lumina2):
     """The host's Lumina 2 model, with `reference_latents` as trailing rows of the image."""
-
-    reference_pixels = REFERENCE_SIDE**2
 
     def extra_conds(self, **kwargs: Any) -> dict:
         references = kwargs.pop("reference_latents", None)
@@ -122,18 +118,6 @@ def append_references(executor: Any, x: Tensor, *args: Any, **kwargs: Any) -> Te
 def load_transformer(weights: dict[str, Tensor] | None = None) -> comfy.model_patcher.ModelPatcher:
     """The transformer base as a MODEL. `weights`: in place of the shipped file. Raises FileNotFoundError if there is none."""
     sd = read_weights(FILE) if weights is None else dict(weights)
-    config = PlaygroundTransformerConfig(dict(NETWORK_CONFIG))
-    load_device = comfy.model_management.get_torch_device()
-    offload_device = comfy.model_management.unet_offload_device()
-    dtype = comfy.model_management.unet_dtype(
-        model_params=comfy.utils.calculate_parameters(sd), supported_dtypes=config.supported_inference_dtypes
-    )
-    config.set_inference_dtype(
-        dtype, comfy.model_management.unet_manual_cast(dtype, load_device, config.supported_inference_dtypes)
-    )
-    model = config.get_model(sd, "")
-    model.load_model_weights(sd, "")
-    patcher_class = getattr(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher)
-    patcher = patcher_class(model.to(offload_device), load_device=load_device, offload_device=offload_device)
+    patcher = load_base(PlaygroundTransformerConfig(dict(NETWORK_CONFIG)), sd)
     patcher.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, KEY, append_references)
     return patcher
